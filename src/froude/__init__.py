@@ -1,0 +1,27 @@
+"""Froude: plan, simulate and run large-scale machine learning.
+
+Every command is a thin shell over one public function, importable from here. Imports are lazy: asking for a function
+loads the rooms it needs and no others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_PUBLIC: dict[str, str] = {}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'froude' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

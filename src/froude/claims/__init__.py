@@ -1,0 +1,1 @@
+"""Published results as data, the runner that reproduces them, and coverage of the catalogue."""

@@ -1,0 +1,56 @@
+"""The command line: commands and nothing else. Each command lives in `froude.commands` and calls one public function."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from froude.commands import check, compare, fit, measure, plan, run, show, simulate
+
+app = typer.Typer(
+    name="froude",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help=(
+        "Plan, simulate and run large-scale machine learning: measure small, fit the law, predict large, plan, run, "
+        "compare.\n\nStart with `froude run demo`: it measures this machine, predicts, runs for real and compares.\n\n"
+        "Then: `froude plan train --model meta-llama/Llama-3.1-70B --cluster h100-sxm:1024 --seq-len 8192 "
+        "--global-batch-tokens 8388608`."
+    ),
+)
+for module in (plan, simulate, run, fit, measure, check, compare, show):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on standard error and exit status 2, never a traceback."""
+    from froude.core.errors import FroudeError
+
+    try:
+        # Outside standalone mode click returns the code of an `Exit` raised inside a command.
+        status = app(standalone_mode=False)
+    except FroudeError as error:
+        _fail(str(error))
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(sentence: str) -> None:
+    print(f"froude: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What every command shares: the ``--json`` envelope and the ``--out`` folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SCHEMA_VERSION = 1
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for an HTML report with pictures.", show_default=False)]
+
+
+def emit(
+    result: Mapping[str, Any],
+    *,
+    as_json: bool,
+    show: Callable[[], None],
+    assumptions: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> None:
+    """Print ``result`` as JSON (with schema version, assumptions and warnings), or call ``show`` for people."""
+    if as_json:
+        envelope = {
+            "schema_version": SCHEMA_VERSION,
+            **result,
+            "assumptions": list(assumptions),
+            "warnings": list(warnings),
+        }
+        json.dump(_plain(envelope), sys.stdout, indent=2, allow_nan=False)
+        sys.stdout.write("\n")
+        return
+    show()
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready: estimates and numpy scalars unwrapped, non-finite numbers as null."""
+    if hasattr(value, "json") and callable(value.json):
+        return _plain(value.json())
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,77 @@
+"""One published method, one file: a registry finds the file by its name.
+
+A registry watches a package. The module ``zero_plus_plus.py`` holds the method ``zero-plus-plus``: looking it up
+imports that file only; listing imports them all. A new method is a new file, with no list to edit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from froude.core.errors import UnknownNameError
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a method was published."""
+
+    authors: str
+    year: int
+    title: str
+    link: str = ""  # "arXiv:2306.10209", a DOI, or a URL
+    catalogue: int | None = None  # row of the catalogue of published works that this implements
+
+    def __str__(self) -> str:
+        return f"{self.authors} ({self.year}), {self.title}" + (f", {self.link}" if self.link else "")
+
+
+class Registry(Generic[T]):
+    """The methods of one kind: every public module of ``package`` that defines a subclass of ``base``.
+
+    Args:
+        kind: what a member is called in error messages ("technique", "scheduler").
+        package: dotted name of the package whose modules are the members.
+        base: class that members derive from; a module's member is its one subclass whose ``name`` equals the module's
+            name with dashes for underscores.
+    """
+
+    def __init__(self, kind: str, package: str, base: type[T]) -> None:
+        self.kind, self.package, self.base = kind, package, base
+
+    def names(self) -> list[str]:
+        """Names of all members, sorted, without importing them."""
+        package = importlib.import_module(self.package)
+        return sorted(
+            module.name.replace("_", "-")
+            for module in pkgutil.iter_modules(package.__path__)
+            if not module.name.startswith("_") and module.name != "base"
+        )
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            UnknownNameError: naming the nearest member.
+        """
+        wanted = name.lower().replace("_", "-")
+        if wanted not in self.names():
+            raise UnknownNameError(self.kind, name, self.names())
+        module = importlib.import_module(f"{self.package}.{wanted.replace('-', '_')}")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, self.base) and getattr(value, "name", None) == wanted:
+                return value
+        raise LookupError(f"{module.__name__} defines no {self.base.__name__} named {wanted!r}")
+
+    def create(self, name: str, **knobs: object) -> T:
+        """An instance with the given knobs."""
+        return self.get(name)(**knobs)
+
+    def __iter__(self) -> Iterator[type[T]]:
+        return (self.get(name) for name in self.names())

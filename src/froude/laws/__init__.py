@@ -1,0 +1,1 @@
+"""Scaling laws: predict, fit, allocate; one file each."""

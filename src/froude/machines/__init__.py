@@ -1,0 +1,1 @@
+"""What computes it: devices, memory tiers, links, topology, clusters; power, price and carbon."""

@@ -1,0 +1,243 @@
+"""The `Operator` contract: what is computed, as dimensions from which FLOPs, bytes and shards follow.
+
+Every dimension is a number or an array over candidates; everything derived from them broadcasts. An operator knows
+nothing of machines: how long it takes is the business of `froude.timing`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from froude.core.arrays import Array
+
+BYTES_PER_ELEMENT: dict[str, float] = {
+    "fp64": 8.0,
+    "fp32": 4.0,
+    "tf32": 4.0,
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "fp4": 0.5,
+    "int4": 0.5,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator(ABC):
+    """One kernel-sized piece of work on one rank.
+
+    Attributes:
+        name: what it is in the model ("qkv", "attention", "mlp-up").
+        dtype: element type of inputs and outputs; key of `BYTES_PER_ELEMENT`.
+        axes: which dimension (field name) lies on which logical axis ("heads", "ffn", "vocab", "tokens", "expert").
+            A `Placement` maps logical axes to mesh axes; `shard` divides.
+        count: how many times it runs.
+    """
+
+    name: str
+    dtype: str = "bf16"
+    axes: Mapping[str, str] = field(default_factory=dict)
+    count: Array = 1
+
+    @property
+    @abstractmethod
+    def flops(self) -> Array:
+        """Floating-point operations of one run (a multiply-add counts two)."""
+
+    @property
+    @abstractmethod
+    def bytes_read(self) -> Array:
+        """Bytes one run must read from device memory, each input once."""
+
+    @property
+    @abstractmethod
+    def bytes_written(self) -> Array:
+        """Bytes one run must write to device memory."""
+
+    @abstractmethod
+    def backward(self) -> tuple[Operator, ...]:
+        """The operators of its backward pass."""
+
+    def shard(self, ways: Mapping[str, Array]) -> Self:
+        """This operator on one rank when logical axis ``a`` is split ``ways[a]`` ways. Whole shards are assumed."""
+        changes = {dim: getattr(self, dim) / ways[axis] for dim, axis in self.axes.items() if axis in ways}
+        return replace(self, **changes) if changes else self
+
+    @property
+    def element_bytes(self) -> float:
+        """Bytes per element of inputs and outputs."""
+        return BYTES_PER_ELEMENT[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matmul(Operator):
+    """``[m, k] @ [k, n]``, ``batch`` times over.
+
+    ``weight`` says that the ``[k, n]`` operand is a parameter: it has a gradient of its own in the backward pass.
+    """
+
+    m: Array
+    k: Array
+    n: Array
+    batch: Array = 1
+    weight: bool = True
+
+    @property
+    def flops(self) -> Array:
+        """2mkn per batch element."""
+        return 2.0 * self.m * self.k * self.n * self.batch
+
+    @property
+    def bytes_read(self) -> Array:
+        """Both operands once."""
+        return (self.m * self.k + self.k * self.n) * self.batch * self.element_bytes
+
+    @property
+    def bytes_written(self) -> Array:
+        """The result once."""
+        return self.m * self.n * self.batch * self.element_bytes
+
+    def backward(self) -> tuple[Operator, ...]:
+        """Gradient of the input ``[m, n] @ [n, k]`` and of the other operand ``[k, m] @ [m, n]``."""
+        swap = {"m": self.m, "k": self.n, "n": self.k}
+        return (
+            replace(self, name=f"{self.name}-dgrad", axes={}, **swap),
+            replace(self, name=f"{self.name}-wgrad", axes={}, m=self.k, k=self.m, n=self.n),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Operator):
+    """Softmax attention over a batch of sequences, described by totals so that ragged batches need no padding.
+
+    Attributes:
+        tokens: query tokens in all.
+        pairs: query-key pairs attended in all (causality and windows already applied).
+        context: key/value tokens read in all.
+        heads, kv_heads, head_dim: on this rank.
+        passes: 1 forward; the backward pass recomputes scores and makes five products where forward makes two: 2.5.
+    """
+
+    tokens: Array
+    pairs: Array
+    context: Array
+    heads: Array
+    kv_heads: Array
+    head_dim: Array
+    passes: float = 1.0
+
+    @classmethod
+    def causal(
+        cls,
+        *,
+        batch: Array,
+        queries: Array,
+        heads: Array,
+        kv_heads: Array,
+        head_dim: Array,
+        prefix: Array = 0,
+        name: str = "attention",
+        dtype: str = "bf16",
+        axes: Mapping[str, str] | None = None,
+    ) -> Attention:
+        """Equal sequences: ``queries`` new tokens each, after ``prefix`` tokens already in the cache."""
+        pairs = batch * (queries * prefix + queries * (queries + 1) / 2)
+        return cls(
+            name=name,
+            dtype=dtype,
+            axes=axes or {},
+            tokens=batch * queries,
+            pairs=pairs,
+            context=batch * (prefix + queries),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+        )
+
+    @property
+    def flops(self) -> Array:
+        """Two products of 2 FLOP per pair, head and channel."""
+        return 4.0 * self.pairs * self.heads * self.head_dim * self.passes
+
+    @property
+    def bytes_read(self) -> Array:
+        """Queries once and keys and values once (the fused kernel; an unfused one adds the scores, see timing)."""
+        queries = self.tokens * self.heads * self.head_dim
+        keys_values = 2.0 * self.context * self.kv_heads * self.head_dim
+        return (queries + keys_values) * self.element_bytes * self.passes
+
+    @property
+    def bytes_written(self) -> Array:
+        """The output once."""
+        return self.tokens * self.heads * self.head_dim * self.element_bytes * self.passes
+
+    def backward(self) -> tuple[Operator, ...]:
+        """Five products for two."""
+        return (replace(self, name=f"{self.name}-backward", axes={}, passes=2.5 * self.passes),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elementwise(Operator):
+    """Memory-bound work on ``rows x width`` elements: norms, activations, residuals, rotary embedding, dropout, casts.
+
+    ``reads`` and ``writes`` count whole-tensor passes when every such operation is its own kernel. ``fusable`` says that a
+    fusing software stack merges it with its neighbours.
+    """
+
+    rows: Array
+    width: Array
+    reads: float = 1.0
+    writes: float = 1.0
+    flops_per_element: float = 1.0
+    fusable: bool = True
+
+    @property
+    def flops(self) -> Array:
+        """Vector-unit operations."""
+        return self.rows * self.width * self.flops_per_element
+
+    @property
+    def bytes_read(self) -> Array:
+        """``reads`` passes."""
+        return self.rows * self.width * self.reads * self.element_bytes
+
+    @property
+    def bytes_written(self) -> Array:
+        """``writes`` passes."""
+        return self.rows * self.width * self.writes * self.element_bytes
+
+    def backward(self) -> tuple[Operator, ...]:
+        """Reads the saved inputs as well as the incoming gradient."""
+        name = f"{self.name}-backward"
+        return (replace(self, name=name, axes={}, reads=self.reads + self.writes, writes=self.reads),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gather(Operator):
+    """Look-up of ``rows`` rows of ``width`` in a table (token embeddings)."""
+
+    rows: Array
+    width: Array
+
+    @property
+    def flops(self) -> Array:
+        """None."""
+        return 0.0 * self.rows
+
+    @property
+    def bytes_read(self) -> Array:
+        """The rows, once."""
+        return self.rows * self.width * self.element_bytes
+
+    @property
+    def bytes_written(self) -> Array:
+        """The rows, once."""
+        return self.rows * self.width * self.element_bytes
+
+    def backward(self) -> tuple[Operator, ...]:
+        """A scatter-add into the table's gradient."""
+        return (replace(self, name=f"{self.name}-scatter", axes={}),)

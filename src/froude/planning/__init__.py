@@ -1,0 +1,1 @@
+"""The joint questions: what-if comparison, time to result along the run."""

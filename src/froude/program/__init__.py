@@ -1,0 +1,1 @@
+"""Tasks, resources, dependencies and memory deltas; evaluated over arrays of candidates, or by events."""

@@ -1,0 +1,1 @@
+"""Tables, waterfalls, figures, HTML: the only place where numbers are formatted."""

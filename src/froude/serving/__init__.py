@@ -1,0 +1,1 @@
+"""Batching, KV cache, scheduling policies; simulation by jumping between events."""

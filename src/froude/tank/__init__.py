@@ -1,0 +1,1 @@
+"""Measuring: device benchmarks and ladders of sizes."""

@@ -1,0 +1,1 @@
+"""How long one operator, collective or transfer takes on a machine, and what it draws."""

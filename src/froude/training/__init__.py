@@ -1,0 +1,1 @@
+"""Layouts, memory ledger, schedules, step time, search."""

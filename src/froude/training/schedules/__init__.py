@@ -1,0 +1,1 @@
+"""Pipeline schedules: an order of work, one file each."""

@@ -1,10 +1,12 @@
-"""The command line: commands and nothing else. Each command lives in `froude.commands` and calls one public function."""
+"""The command line: commands and nothing else.
+
+Each command lives in `froude.commands` and calls one public function.
+"""
 
 from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from froude.commands import check, compare, fit, measure, plan, run, show, simulate
@@ -32,18 +34,21 @@ def main() -> None:
     from froude.core.errors import FroudeError
 
     try:
-        # Outside standalone mode click returns the code of an `Exit` raised inside a command.
+        # Outside standalone mode typer returns the code of an `Exit` raised inside a command.
         status = app(standalone_mode=False)
     except FroudeError as error:
         _fail(str(error))
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        # A usage error of the command line; the class lives in click, or inside typer in releases that carry their own.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -27,7 +27,8 @@ def emit(
 ) -> None:
     """Print ``result`` as JSON (with schema version, assumptions and warnings), or call ``show`` for people."""
     if as_json:
-        envelope = {
+        head, tail = {"schema_version": SCHEMA_VERSION}, {"assumptions": list(assumptions), "warnings": list(warnings)}
+        envelope = {**head, **result, **tail}
             "schema_version": SCHEMA_VERSION,
             **result,
             "assumptions": list(assumptions),

@@ -14,7 +14,6 @@ from typing import Generic, TypeVar
 
 from froude.core.errors import UnknownNameError
 
-
 T = TypeVar("T")
 
 

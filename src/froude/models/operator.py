@@ -103,9 +103,8 @@ class Matmul(Operator):
 
     def backward(self) -> tuple[Operator, ...]:
         """Gradient of the input ``[m, n] @ [n, k]`` and of the other operand ``[k, m] @ [m, n]``."""
-        swap = {"m": self.m, "k": self.n, "n": self.k}
         return (
-            replace(self, name=f"{self.name}-dgrad", axes={}, **swap),
+            replace(self, name=f"{self.name}-dgrad", axes={}, m=self.m, k=self.n, n=self.k),
             replace(self, name=f"{self.name}-wgrad", axes={}, m=self.k, k=self.m, n=self.n),
         )
 
@@ -182,10 +181,10 @@ class Attention(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Elementwise(Operator):
-    """Memory-bound work on ``rows x width`` elements: norms, activations, residuals, rotary embedding, dropout, casts.
+    """Memory-bound work on ``rows x width`` elements: norms, activations, residuals, rotary embedding, casts.
 
-    ``reads`` and ``writes`` count whole-tensor passes when every such operation is its own kernel. ``fusable`` says that a
-    fusing software stack merges it with its neighbours.
+    ``reads`` and ``writes`` count whole-tensor passes when every such operation is its own kernel. ``fusable`` says
+    that a fusing software stack merges it with its neighbours.
     """
 
     rows: Array

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Is it true? Predictions against measurements.")
+
 
 def register(app: typer.Typer) -> None:
-    """Add the command(s) to the application."""
+    """Add the command group to the application."""
+    app.add_typer(group, name="check")

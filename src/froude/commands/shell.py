@@ -27,13 +27,9 @@ def emit(
 ) -> None:
     """Print ``result`` as JSON (with schema version, assumptions and warnings), or call ``show`` for people."""
     if as_json:
-        head, tail = {"schema_version": SCHEMA_VERSION}, {"assumptions": list(assumptions), "warnings": list(warnings)}
+        head: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        tail = {"assumptions": list(assumptions), "warnings": list(warnings)}
         envelope = {**head, **result, **tail}
-            "schema_version": SCHEMA_VERSION,
-            **result,
-            "assumptions": list(assumptions),
-            "warnings": list(warnings),
-        }
         json.dump(_plain(envelope), sys.stdout, indent=2, allow_nan=False)
         sys.stdout.write("\n")
         return

@@ -1,0 +1,106 @@
+"""The `CostModel` contract: operator or collective, on a machine, with a software stack -> seconds, demands, source.
+
+A cost is what the work takes when it runs alone. Its *demands* say which fraction of each of the device's resources it
+uses while doing so; when tasks overlap, the program evaluators share the resources out and the work takes longer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.models.operator import Operator
+
+CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "broadcast", "send"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The ranks that talk: ``ranks`` of them, ``stride`` devices apart (mesh axes are strides; tensor parallel is 1).
+
+    ``lanes`` is how many disjoint groups of the same kind share a node's links at the same time and is derived from
+    the stride: all devices of a node take part in one such group each.
+    """
+
+    ranks: Array
+    stride: Array = 1
+
+    def within(self, domain: int) -> Array:
+        """How many of the group's ranks lie inside one domain of ``domain`` consecutive devices."""
+        return np.clip(np.floor(domain / np.asarray(self.stride, dtype=float)), 1, self.ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One communication.
+
+    Attributes:
+        kind: what happens.
+        bytes: size of the *whole* tensor on one rank before a reduction or after a gather; of the message for a send.
+        group: who takes part.
+        name: what it is for ("tp-forward", "gradients", "weights").
+        count: how many times it runs.
+        overhead: operators that run on the device as part of it (quantise, dequantise, cast).
+    """
+
+    kind: CollectiveKind
+    bytes: Array
+    group: Group
+    name: str
+    count: Array = 1
+    overhead: tuple[Operator, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work takes when it runs alone.
+
+    Attributes:
+        seconds: duration.
+        demands: resource name ("compute", "memory", "scaleup", "scaleout", "host") -> fraction of it in use meanwhile.
+        source: where the figure came from.
+    """
+
+    seconds: Array
+    demands: Mapping[str, Array] = field(default_factory=dict)
+    source: str = ""
+
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other: times add, demands are averaged over the time."""
+        seconds = self.seconds + other.seconds
+        safe = np.where(np.asarray(seconds) > 0, seconds, 1.0)
+        demands = {
+            name: (self.demands.get(name, 0.0) * self.seconds + other.demands.get(name, 0.0) * other.seconds) / safe
+            for name in {*self.demands, *other.demands}
+        }
+        return Cost(seconds, demands, self.source if self.source == other.source else f"{self.source}; {other.source}")
+
+    def times(self, count: Array) -> Cost:
+        """The same work ``count`` times over."""
+        return Cost(self.seconds * count, self.demands, self.source)
+
+
+NOTHING = Cost(0.0)
+
+
+class CostModel(ABC):
+    """Prices work on one cluster under one software stack. All arguments may be arrays over candidates."""
+
+    @abstractmethod
+    def operator(self, op: Operator) -> Cost:
+        """One operator, ``op.count`` times, alone on one device."""
+
+    @abstractmethod
+    def collective(self, collective: Collective) -> Cost:
+        """One collective, ``collective.count`` times, with its overhead operators; nothing when the group is one rank."""
+
+    def sequence(self, work: Sequence[Operator | Collective]) -> Cost:
+        """Work done one piece after the other on one device."""
+        costs = [self.collective(w) if isinstance(w, Collective) else self.operator(w) for w in work]
+        return reduce(Cost.__add__, costs, NOTHING)

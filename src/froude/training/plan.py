@@ -1,0 +1,91 @@
+"""The plan: what to train, on what, laid out how. Written once; searched, simulated, run and compared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from froude.core.spec import Spec
+
+Positive = Annotated[int, Field(gt=0)]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+Recompute = Literal["none", "selective", "full"]
+
+
+class Job(Spec):
+    """What is to be computed, whatever the machine."""
+
+    seq_len: Positive
+    global_batch_tokens: Positive
+    tokens: Annotated[float, Field(gt=0)] | None = None
+    precision: Precision = "bf16"
+
+    @property
+    def global_batch_sequences(self) -> int:
+        """Sequences per optimizer step."""
+        return self.global_batch_tokens // self.seq_len
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Job:
+        if self.global_batch_tokens % self.seq_len:
+            whole = max(1, round(self.global_batch_tokens / self.seq_len)) * self.seq_len
+            raise ValueError(
+                f"global_batch_tokens {self.global_batch_tokens} is not a multiple of seq_len {self.seq_len}; "
+                f"the nearest multiple is {whole}"
+            )
+        return self
+
+
+class Layout(Spec):
+    """How the work is divided. ``data_parallel`` follows from the machine when left out."""
+
+    data_parallel: Positive
+    tensor_parallel: Positive = 1
+    pipeline_parallel: Positive = 1
+    context_parallel: Positive = 1
+    expert_parallel: Positive = 1
+    virtual_stages: Positive = 1
+    schedule: str = "1f1b"
+    micro_batch: Positive = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    sequence_parallel: bool = True
+    recompute: Recompute = "none"
+
+    @property
+    def devices(self) -> int:
+        """Devices it occupies."""
+        return self.data_parallel * self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+
+class TechniqueUse(Spec):
+    """A technique switched on, with its knobs."""
+
+    name: str
+    knobs: dict[str, Any] = {}
+
+
+class TrainPlan(Spec):
+    """A complete training plan.
+
+    Attributes:
+        model: a name of the catalogue or a path to a ``config.json``.
+        cluster: as on the command line (``h100-sxm:1024``, ``profile:box.yaml:2``, a YAML file).
+        stack: name of the software stack (a set of named mechanisms of the timing room).
+        predicted: what Froude predicted when it wrote the plan; informative, never read back as truth.
+    """
+
+    model: str
+    cluster: str
+    job: Job
+    layout: Layout
+    stack: str = "megatron"
+    techniques: tuple[TechniqueUse, ...] = ()
+    seed: int = 0
+    steps: Positive | None = None
+    predicted: dict[str, float] = {}
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches per step and data-parallel replica."""
+        return self.job.global_batch_sequences // (self.layout.data_parallel * self.layout.micro_batch)

@@ -1,0 +1,1 @@
+"""Schedulers, one file each; `froude.serving.policy` says what one is."""

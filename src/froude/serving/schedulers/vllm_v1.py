@@ -1,0 +1,65 @@
+"""vLLM's V1 scheduler: one token budget per iteration, running sequences first, prompts chunked to fill it.
+
+Decoding sequences take one token each; what is left of the budget goes to the partial prompt, then to waiting prompts
+in order, cut to fit. When the cache is short the last admitted sequence is preempted and recomputed.
+Source: vLLM, ``vllm/v1/core/sched/scheduler.py`` (2025); paged cache of Kwon et al. (2023), arXiv:2309.06180.
+"""
+
+from __future__ import annotations
+
+from froude.core.registry import Source
+from froude.serving.policy import FOREVER, Decision, Scheduler, Sequence, View
+
+_DECODE_UNTIL_ARRIVAL = Decision(iterations=FOREVER, on_completion=False)
+_DECODE_UNTIL_COMPLETION = Decision(iterations=FOREVER, on_arrival=False)
+_DECODE_ONCE = Decision()
+
+
+class VllmV1(Scheduler):
+    """Chunked prefill, decode first."""
+
+    name = "vllm-v1"
+    source = Source("vLLM project", 2025, "vLLM V1 scheduler", "https://github.com/vllm-project/vllm")
+    first_come = True  # no later arrival can overtake a blocked head
+
+    def schedule(self, view: View) -> Decision:
+        """Fill the budget in order: decoding, partial prompt, waiting prompts."""
+        free = view.free_blocks - view.decode_blocks
+        if free < 0:
+            return _DECODE_ONCE
+        budget = self.max_batched_tokens - view.decoding
+        prefill: list[tuple[Sequence, int]] = []
+        for sequence in view.prefilling:
+            tokens = min(sequence.remaining_tokens, budget)
+            if tokens <= 0:
+                break
+            blocks = view.blocks_needed(sequence, tokens)
+            if blocks > free:  # the newest running sequence finds no block: it is its own victim
+                return Decision(prefill, preempt=(sequence,))
+            free -= blocks
+            budget -= tokens
+            prefill.append((sequence, tokens))
+        room = self.max_seqs - view.decoding - len(view.prefilling)
+        free -= self.watermark_blocks(view.total_blocks)
+        waiting = view.waiting
+        blocked = False  # for want of cache
+        while budget > 0 and room > 0 and len(waiting):
+            sequence = waiting.peek()
+            tokens = min(sequence.remaining_tokens, budget)
+            blocks = view.blocks_needed(sequence, tokens)
+            if blocks > free:
+                blocked = True
+                break
+            waiting.pop()
+            free -= blocks
+            budget -= tokens
+            room -= 1
+            prefill.append((sequence, tokens))
+        # An arrival matters only if it could be admitted at once: budget, room and (first come, first served) no one
+        # blocked before it. A completion matters if someone waits or a chunk could grow.
+        on_arrival = budget > 0 and room > 0 and not (blocked and self.first_come)
+        if prefill:
+            return Decision(prefill, iterations=FOREVER, on_arrival=on_arrival)
+        if on_arrival:
+            return _DECODE_UNTIL_ARRIVAL if not blocked else Decision(iterations=FOREVER)
+        return _DECODE_UNTIL_COMPLETION

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -39,10 +39,11 @@ class Registry(Generic[T]):
         package: dotted name of the package whose modules are the members.
         base: class that members derive from; a module's member is its one subclass whose ``name`` equals the module's
             name with dashes for underscores.
+        aliases: other names people use, such as one that cannot be a module's.
     """
 
-    def __init__(self, kind: str, package: str, base: type[T]) -> None:
-        self.kind, self.package, self.base = kind, package, base
+    def __init__(self, kind: str, package: str, base: type[T], aliases: Mapping[str, str] | None = None) -> None:
+        self.kind, self.package, self.base, self.aliases = kind, package, base, dict(aliases or {})
 
     def names(self) -> list[str]:
         """Names of all members, sorted, without importing them."""
@@ -60,8 +61,9 @@ class Registry(Generic[T]):
             UnknownNameError: naming the nearest member.
         """
         wanted = name.lower().replace("_", "-")
+        wanted = self.aliases.get(wanted, wanted)
         if wanted not in self.names():
-            raise UnknownNameError(self.kind, name, self.names())
+            raise UnknownNameError(self.kind, name, [*self.names(), *self.aliases])
         module = importlib.import_module(f"{self.package}.{wanted.replace('-', '_')}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, self.base) and getattr(value, "name", None) == wanted:

@@ -1,0 +1,43 @@
+"""The `Schedule` contract: an order of work, and nothing else. Bubbles are a result, never a formula."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, NamedTuple
+
+from froude.core.registry import Registry, Source
+
+
+class Pass(NamedTuple):
+    """One micro-batch through one chunk of a stage's layers, one way."""
+
+    kind: Literal["forward", "backward"]
+    micro_batch: int
+    chunk: int = 0
+
+
+class Schedule(ABC):
+    """In what order each pipeline stage does its passes.
+
+    A stage holds ``chunks`` pieces of the model (virtual stages); piece ``c`` of stage ``s`` is the ``c * stages + s``-th
+    of the whole. Which pass waits for which other is the same for all schedules and is no business of theirs.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[Source]
+
+    def objection(self, stages: int, micro_batches: int, chunks: int) -> str | None:
+        """Why this schedule cannot be used with these counts, or None."""
+        return None if chunks == 1 else f"{self.name} has one chunk per stage, not {chunks}"
+
+    @abstractmethod
+    def order(self, stages: int, micro_batches: int, chunks: int) -> list[list[Pass]]:
+        """The passes of each stage, in order: every micro-batch once forward and once backward through every chunk."""
+
+
+schedules: Registry[Schedule] = Registry(
+    "schedule",
+    "froude.training.schedules",
+    Schedule,
+    aliases={"1f1b": "one-forward-one-backward", "interleaved": "interleaved-1f1b"},
+)

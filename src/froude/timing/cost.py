@@ -15,25 +15,11 @@ from typing import Literal
 import numpy as np
 
 from froude.core.arrays import Array
+from froude.machines.cluster import Group as Group
 from froude.models.operator import Operator
 
 CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "broadcast", "send"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The ranks that talk: ``ranks`` of them, ``stride`` devices apart (mesh axes are strides; tensor parallel is 1).
-
-    ``lanes`` is how many disjoint groups of the same kind share a node's links at the same time and is derived from
-    the stride: all devices of a node take part in one such group each.
-    """
-
-    ranks: Array
-    stride: Array = 1
-
-    def within(self, domain: int) -> Array:
-        """How many of the group's ranks lie inside one domain of ``domain`` consecutive devices."""
-        return np.clip(np.floor(domain / np.asarray(self.stride, dtype=float)), 1, self.ranks)
+Overlap = Literal["tensor", "gradient", "shard", "pipeline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +84,31 @@ class CostModel(ABC):
 
     @abstractmethod
     def collective(self, collective: Collective) -> Cost:
-        """One collective, ``collective.count`` times, with its overhead operators; nothing when the group is one rank."""
+        """One collective, ``collective.count`` times, with its overhead operators; nothing for one rank."""
+
+    @abstractmethod
+    def host_s(self, work_items: Sequence[Operator | Collective]) -> Array:
+        """Host time to start the kernels of ``work_items``."""
+
+    @abstractmethod
+    def launch_s(self, kernels: Array) -> Array:
+        """Host time to start ``kernels`` kernels."""
+
+    @abstractmethod
+    def with_host(self, device_s: Array, host_s: Array) -> Array:
+        """What work takes on a device that its host must keep supplied: about the larger of the two."""
+
+    @abstractmethod
+    def exposed(self, what: Overlap) -> float:
+        """Fraction of a kind of communication that the software stack cannot hide even behind ample work."""
+
+    @abstractmethod
+    def step_overhead_s(self) -> float:
+        """Time of a training step that belongs to no layer and no collective."""
+
+    @abstractmethod
+    def straggling(self, nodes: Array) -> Array:
+        """Factor by which the slowest of ``nodes`` nodes stretches synchronous work."""
 
     def sequence(self, work: Sequence[Operator | Collective]) -> Cost:
         """Work done one piece after the other on one device."""

@@ -1,0 +1,123 @@
+"""Collectives by latency and bandwidth over the hierarchy: scale-up domain first, scale-out network beyond it.
+
+The model of Hockney, R. (1994), "The communication challenge for MPP", with the ring and tree algorithms of NCCL, which
+pipeline the two levels: the slower level sets the bandwidth, the latencies of both add. The library takes the faster
+algorithm for the size at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.machines.cluster import Cluster, Group
+from froude.timing.constants import Constants
+from froude.timing.cost import Collective, CollectiveKind, Cost
+
+TREES: tuple[CollectiveKind, ...] = ("all-reduce", "broadcast")
+
+
+@dataclass(frozen=True)
+class Links:
+    """What one rank sends at on each level, and what one hop takes."""
+
+    domain: int
+    scaleup: float
+    scaleout: float
+    scaleup_hop_s: float
+    scaleout_hop_s: float
+    launch_s: float
+    tree_efficiency: float
+    compute_share: float
+    memory: float
+
+    @classmethod
+    def of(cls, cluster: Cluster, constants: Constants) -> Links:
+        """Links of a cluster; those measured on the very machine (gloo on a computer, say) where there are any."""
+        device = cluster.device
+        measured = device.measured.get("collective_bandwidth")
+        if measured is not None:
+            step_s = device.measured.get("collective_latency_s", 0.0)
+            return cls(cluster.count, measured, measured, step_s, step_s, 0.0, 1.0, 1.0, device.memory_bandwidth)
+        return cls(
+            domain=cluster.scaleup_domain,
+            scaleup=cluster.scaleup_bandwidth * constants["link.scaleup_efficiency"],
+            scaleout=cluster.scaleout_bandwidth * constants["link.scaleout_efficiency"],
+            scaleup_hop_s=cluster.scaleup_latency_s,
+            scaleout_hop_s=cluster.scaleout_latency_s,
+            launch_s=constants["collective.launch_s"],
+            tree_efficiency=constants["link.tree_efficiency"],
+            compute_share=constants["collective.compute_share"],
+            memory=device.memory_bandwidth,
+        )
+
+
+def sent_bytes(kind: CollectiveKind, size: Array, ranks: Array) -> Array:
+    """Bytes each rank sends in all: what a ring moves, the least that is possible without in-network reduction."""
+    if kind == "send":
+        return np.where(np.greater(ranks, 1), size, 0.0)
+    share = np.subtract(ranks, 1.0) / ranks
+    if kind == "all-reduce":
+        return 2.0 * size * share
+    if kind == "broadcast":
+        return np.where(np.greater(ranks, 1), size, 0.0)
+    return size * share
+
+
+def level_bytes(kind: CollectiveKind, size: Array, group: Group, domain: int) -> tuple[Array, Array]:
+    """Bytes each rank sends inside its scale-up domain and through its own network port.
+
+    A reduction or gather crosses domains once per domain, not once per rank, and every rank of the group in the domain
+    carries a part through its own port: those are the lanes. An exchange sends each rank a share of its own.
+    """
+    near = group.inside(domain)
+    far = group.domains(domain)
+    if kind == "send":
+        local = np.greater_equal(near, 2)
+        moved = sent_bytes(kind, size, group.ranks)
+        return np.where(local, moved, 0.0), np.where(local, 0.0, moved)
+    if kind == "all-to-all":
+        return size * (near - 1.0) / group.ranks, size * (group.ranks - near) / group.ranks
+    return sent_bytes(kind, size, near), sent_bytes(kind, np.divide(size, near), far)
+
+
+def collective_cost(work: Collective, links: Links) -> Cost:
+    """Time and demands of one run of ``work``, its overhead operators apart."""
+    group = work.group
+    near, far = group.inside(links.domain), group.domains(links.domain)
+    up_bytes, out_bytes = level_bytes(work.kind, work.bytes, group, links.domain)
+    up_s, out_s = _over(up_bytes, links.scaleup), _over(out_bytes, links.scaleout)
+    transfer_s = np.maximum(up_s, out_s)
+    if work.kind == "send":
+        latency_s = np.where(np.greater_equal(near, 2), links.scaleup_hop_s, links.scaleout_hop_s)
+        seconds = transfer_s + latency_s
+    elif work.kind == "all-to-all":
+        seconds = (
+            transfer_s + np.where(near > 1, links.scaleup_hop_s, 0.0) + np.where(far > 1, links.scaleout_hop_s, 0.0)
+        )
+    else:
+        rounds = 2.0 if work.kind == "all-reduce" else 1.0
+        seconds = transfer_s + rounds * ((near - 1.0) * links.scaleup_hop_s + (far - 1.0) * links.scaleout_hop_s)
+        if work.kind in TREES:
+            depth_s = np.log2(near) * links.scaleup_hop_s + np.log2(far) * links.scaleout_hop_s
+            seconds = np.minimum(seconds, transfer_s / links.tree_efficiency + rounds * depth_s)
+    alone = np.less_equal(group.ranks, 1)
+    seconds = np.where(alone, 0.0, seconds + links.launch_s)
+    safe = np.where(seconds > 0, seconds, 1.0)
+    moved = up_bytes + out_bytes
+    demands = {
+        "scaleup": np.minimum(1.0, up_s / safe),
+        "scaleout": np.minimum(1.0, out_s / safe),
+        "memory": np.minimum(1.0, 2.0 * moved / links.memory / safe),  # read here, written there
+        "compute": np.where(alone, 0.0, links.compute_share),
+    }
+    return Cost(seconds, demands, "latency and bandwidth, ring or tree")
+
+
+def _over(size: Array, rate: float) -> Array:
+    """Seconds; infinite where bytes must cross a link that does not exist."""
+    if rate > 0:
+        return np.divide(size, rate)
+    return np.where(np.greater(size, 0), np.inf, 0.0)

@@ -1,0 +1,78 @@
+"""The physical constants of the timing room, read from ``constants.toml`` by dotted name."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from froude.core.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One constant with where it came from; ``estimated`` says that no document states it."""
+
+    value: Any
+    source: str
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Constants by dotted name ("gemm.kappa"). A calibration is the same table with a few values replaced."""
+
+    table: Mapping[str, Constant]
+    generations: Mapping[str, tuple[str, ...]]
+
+    def __getitem__(self, name: str) -> float:
+        """The number of that name."""
+        return float(self._entry(name).value)
+
+    def structured(self, name: str) -> Any:
+        """A constant that is a list or a mapping."""
+        return self._entry(name).value
+
+    def source(self, name: str) -> str:
+        """Where it came from."""
+        entry = self._entry(name)
+        return f"{entry.source} (estimated)" if entry.estimated else entry.source
+
+    def generation(self, device: str) -> str:
+        """Instruction generation of a device: "ampere", "hopper", ... or "other"."""
+        words = device.split("-")
+        for generation, prefixes in self.generations.items():
+            if any(words[: len(p.split("-"))] == p.split("-") for p in prefixes):
+                return generation
+        return "other"
+
+    def but(self, values: Mapping[str, float], source: str) -> Constants:
+        """The same constants with some replaced, as a calibration does."""
+        changed = {name: replace(self._entry(name), value=v, source=source) for name, v in values.items()}
+        return replace(self, table={**self.table, **changed})
+
+    def _entry(self, name: str) -> Constant:
+        if name not in self.table:
+            raise UnknownNameError("constant", name, self.table)
+        return self.table[name]
+
+
+@lru_cache(maxsize=1)
+def default_constants() -> Constants:
+    """The constants that ship."""
+    raw = tomllib.loads(resources.files(__package__).joinpath("constants.toml").read_text("utf-8"))
+    generations = {name: tuple(prefixes) for name, prefixes in raw.pop("generations").items()}
+    table: dict[str, Constant] = {}
+
+    def walk(prefix: str, node: dict[str, Any]) -> None:
+        if "value" in node:
+            table[prefix] = Constant(node["value"], node["source"], node.get("estimated", False))
+            return
+        for key, child in node.items():
+            walk(f"{prefix}.{key}" if prefix else key, child)
+
+    walk("", raw)
+    return Constants(table, generations)

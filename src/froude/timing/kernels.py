@@ -1,0 +1,194 @@
+"""Device time of one kernel-sized operator: what its arithmetic and its memory traffic would each take alone.
+
+`work` dispatches on the operator's type, so a new kind of operator brings its own function::
+
+    @work.register
+    def _(op: Scan, rates: Rates) -> Work: ...
+
+An operator that no function knows is priced as a plain roofline: FLOPs over the rate, bytes over the bandwidth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.machines.device import Device
+from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Gather, Matmul, Operator
+from froude.timing.constants import Constants
+from froude.timing.stack import Stack
+
+SPLITS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds that arithmetic and memory traffic would each need alone, and how many kernels are started."""
+
+    compute_s: Array
+    memory_s: Array
+    kernels: Array = 1.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one device delivers to long-running jobs under a software stack.
+
+    A figure measured on the very machine (``device.measured``) is used as it is; datasheet and burst figures are
+    brought down to what jobs sustain.
+    """
+
+    device: Device
+    stack: Stack
+    constants: Constants
+
+    @property
+    def own_machine(self) -> bool:
+        """Whether the device was measured here (a processor, as a rule) rather than taken from the catalogue."""
+        return "gemm_flops" in self.device.measured
+
+    def flops(self, dtype: str) -> float:
+        """Sustained FLOP/s of large matrix products."""
+        device = self.device
+        if self.own_machine:
+            measured = device.measured.get(f"gemm_flops.{dtype}")
+            if measured is not None:
+                return measured
+            ratio = device.peak_flops.get(dtype, 0.0) / device.peak_flops.get("fp32", np.inf)
+            return device.measured["gemm_flops"] * (ratio or 1.0)
+        return self._burst(dtype) * self.constants["gemm.kappa"]
+
+    def _burst(self, dtype: str) -> float:
+        """What isolated large products reach: measured, or inferred from the dtype that was measured."""
+        device, measured = self.device, self.device.sustained(dtype)
+        if measured is not None:
+            return measured
+        reference = device.sustained("bf16")
+        fraction = self.constants["gemm.sustained_of_peak"] if reference is None else reference / device.peak("bf16")
+        if BYTES_PER_ELEMENT[dtype] < BYTES_PER_ELEMENT["bf16"]:
+            fraction *= self.constants["gemm.narrow_of_wide"]
+        return fraction * device.peak(dtype)
+
+    @property
+    def bandwidth(self) -> float:
+        """Streaming bytes/s of device memory."""
+        measured = self.device.measured.get("memory_bandwidth")
+        if measured is not None:
+            return measured
+        return self.device.memory_bandwidth * self.constants["memory.efficiency"]
+
+    @property
+    def gap_s(self) -> float:
+        """Time between two kernels on the device. On a processor starting an operator is part of running it."""
+        return self.device.measured.get("launch_s", self.constants["kernel.gap_s"])
+
+    @property
+    def launch_s(self) -> float:
+        """Host time to start one kernel."""
+        if self.own_machine:
+            return 0.0  # the device is the host: `gap_s` has it
+        return self.constants[f"host.{self.stack.host}.kernel_s"]
+
+
+@singledispatch
+def work(op: Operator, rates: Rates) -> Work:
+    """Seconds of arithmetic, seconds of memory traffic and kernels of one run of ``op``."""
+    return Work(op.flops / rates.flops(op.dtype), (op.bytes_read + op.bytes_written) / rates.bandwidth)
+
+
+@work.register
+def _matmul(op: Matmul, rates: Rates) -> Work:
+    narrow = op.element_bytes < BYTES_PER_ELEMENT["bf16"]
+    traffic = op.bytes_read + op.bytes_written
+    kernels = 1.0
+    if narrow:  # inputs are cast on the way, results leave in 16 bits
+        cast = rates.constants["gemm.cast_bytes_per_element"] * op.m * op.k
+        traffic = traffic + op.batch * (cast + op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes))
+        kernels = 2.0
+    return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels)
+
+
+def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
+    """Arithmetic time of a product: whole tiles, in whole waves over the multiprocessors, each ramping up along k.
+
+    The library is taken to choose the best of a few tile shapes and splits of k.
+    """
+    rate = rates.flops(op.dtype)
+    if rates.own_machine:
+        return op.flops / rate
+    units = rates.device.multiprocessors
+    ramp = rates.constants["gemm.ramp_k"]
+    seconds: Array = np.inf
+    for rows, columns, speed in rates.constants.structured("gemm.tiles"):
+        tiles = np.ceil(np.divide(op.m, rows)) * np.ceil(np.divide(op.n, columns)) * op.batch
+        per_unit = 2.0 * rows * columns / (speed * rate / units)
+        for split in SPLITS:
+            if split > rates.constants["gemm.max_split"]:
+                break
+            waves = np.ceil(tiles * split / units)
+            seconds = np.minimum(seconds, waves * per_unit * (np.divide(op.k, split) + ramp))
+    return seconds
+
+
+@work.register
+def _attention(op: Attention, rates: Rates) -> Work:
+    kernel, constants = rates.stack.attention, rates.constants
+    backward = op.passes > 1.0
+    kernels = constants.structured("attention.kernels")[kernel] * (2.0 if backward else 1.0)
+    rate = rates.flops(op.dtype)
+    if kernel in ("unfused", "fused-softmax"):
+        return _unfused_attention(op, rates, kernels)
+    traffic = (op.bytes_read + op.bytes_written) / rates.bandwidth
+    if rates.own_machine:
+        return Work(op.flops / rate, traffic, kernels)
+    multiple = constants["attention.head_multiple"]
+    padding = np.ceil(np.divide(op.head_dim, multiple)) * multiple / op.head_dim
+    fraction = flash_fraction(rates)
+    if backward:
+        fraction *= constants["attention.backward_speed"]
+    return Work(op.flops * padding / (fraction * rate), traffic, kernels)
+
+
+def flash_fraction(rates: Rates) -> float:
+    """Achieved fraction of the sustained matrix rate of a fused attention kernel on this generation of device."""
+    kernel, constants = rates.stack.attention, rates.constants
+    generation = constants.generation(rates.device.name)
+    name = f"attention.{kernel}.{generation}"
+    return constants[name if name in constants.table else f"attention.{kernel}.other"]
+
+
+def _unfused_attention(op: Attention, rates: Rates, kernels: float) -> Work:
+    """Score matrices are written out in full: twice the causal products, and softmax and dropout as traffic."""
+    constants = rates.constants
+    prefix = op.context / op.tokens - 1.0  # cached over new tokens
+    queries = np.maximum(1.0, (op.pairs / op.tokens - 0.5) / (prefix + 0.5))
+    full_pairs = op.tokens * queries * (1.0 + prefix)
+    # The backward pass finds the scores saved: four products for two, where `passes` counts five for the fused kernel.
+    products = op.passes * (0.8 if op.passes > 1.0 else 1.0)
+    aligned = np.mod(op.head_dim, 8.0) == 0.0
+    slowdown = np.where(aligned, 1.0, constants["attention.unaligned_slowdown"])
+    ramp = 1.0 + constants["gemm.ramp_k"] / np.maximum(queries, 1.0) / 2.0  # one product runs along k = context
+    flops = 4.0 * full_pairs * op.heads * op.head_dim * products
+    passes = constants[f"attention.softmax_passes.{rates.stack.attention}"]
+    scores = full_pairs * op.heads * op.element_bytes * passes * (2.0 if op.passes > 1.0 else 1.0)
+    return Work(
+        flops * slowdown * ramp / rates.flops(op.dtype),
+        (op.bytes_read + op.bytes_written + scores) / rates.bandwidth,
+        kernels,
+    )
+
+
+@work.register
+def _elementwise(op: Elementwise, rates: Rates) -> Work:
+    level = f"fusion.{rates.stack.fusion if op.fusable else 'unfused'}"
+    traffic = (op.bytes_read + op.bytes_written) * (rates.constants[f"{level}.traffic"] if op.fusable else 1.0)
+    return Work(0.0 * traffic, traffic / rates.bandwidth, rates.constants[f"{level}.kernels"] if op.fusable else 1.0)
+
+
+@work.register
+def _gather(op: Gather, rates: Rates) -> Work:
+    scattered = rates.bandwidth if rates.own_machine else rates.bandwidth * rates.constants["memory.gather_efficiency"]
+    return Work(0.0 * op.rows, op.bytes_read / scattered + op.bytes_written / rates.bandwidth)

@@ -1,0 +1,104 @@
+"""The roofline: shape-dependent efficiency for compute, bytes for memory, hosts that start kernels, links that wait.
+
+Williams, Waterman, Patterson (2009), "Roofline: an insightful visual performance model", doi:10.1145/1498765.1498785,
+with a smooth maximum in place of the corner, tile and wave quantisation for products, and few global constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.machines.cluster import Cluster
+from froude.models.operator import Operator
+from froude.timing.collectives import Links, collective_cost
+from froude.timing.constants import Constants, default_constants
+from froude.timing.cost import Collective, Cost, CostModel, Overlap
+from froude.timing.kernels import Rates, Work, work
+from froude.timing.stack import Stack, find_stack
+
+
+def smooth_max(first: Array, second: Array, power: float) -> Array:
+    """``(a^p + b^p)^(1/p)``: the larger of the two, a little more where they are alike. Never below either."""
+    larger = np.maximum(first, second)
+    safe = np.where(larger > 0, larger, 1.0)
+    return larger * (1.0 + (np.minimum(first, second) / safe) ** power) ** (1.0 / power)
+
+
+@dataclass(frozen=True)
+class Roofline(CostModel):
+    """Prices work on ``cluster`` under ``stack``; measured parameters of the device override the catalogue's."""
+
+    cluster: Cluster
+    stack: Stack = field(default_factory=lambda: find_stack("megatron"))
+    constants: Constants = field(default_factory=default_constants)
+
+    @cached_property
+    def rates(self) -> Rates:
+        """What one device delivers."""
+        return Rates(self.cluster.device, self.stack, self.constants)
+
+    @cached_property
+    def links(self) -> Links:
+        """What its links deliver."""
+        return Links.of(self.cluster, self.constants)
+
+    def operator(self, op: Operator) -> Cost:
+        """Smooth maximum of arithmetic and traffic, and the gap between kernels."""
+        need: Work = work(op, self.rates)
+        busy_s = smooth_max(need.compute_s, need.memory_s, self.constants["gemm.smoothness"])
+        seconds = np.where(busy_s > 0, busy_s + need.kernels * self.rates.gap_s, 0.0)
+        safe = np.where(seconds > 0, seconds, 1.0)
+        demands = {"compute": need.compute_s / safe, "memory": need.memory_s / safe}
+        source = "measured on this machine" if self.rates.own_machine else f"roofline of {self.cluster.device.name}"
+        return Cost(seconds, demands, source).times(op.count)
+
+    def collective(self, collective: Collective) -> Cost:
+        """The slower level's bandwidth and the latencies of both; overhead operators follow."""
+        cost = collective_cost(collective, self.links)
+        alone = np.less_equal(collective.group.ranks, 1)
+        for op in collective.overhead:
+            extra = self.operator(op)
+            cost = cost + Cost(np.where(alone, 0.0, extra.seconds), extra.demands, extra.source)
+        return cost.times(collective.count)
+
+    def host_s(self, work_items: Sequence[Operator | Collective]) -> Array:
+        """Host time to start every kernel of ``work_items``."""
+        kernels: Array = 0.0
+        for item in work_items:
+            if isinstance(item, Collective):
+                started: Array = np.where(np.less_equal(item.group.ranks, 1), 0.0, 1.0 + len(item.overhead))
+            else:
+                started = work(item, self.rates).kernels
+            kernels = kernels + started * item.count
+        return self.launch_s(kernels)
+
+    def launch_s(self, kernels: Array) -> Array:
+        """Host time to start ``kernels`` kernels."""
+        return kernels * self.rates.launch_s
+
+    def with_host(self, device_s: Array, host_s: Array) -> Array:
+        """What a layer takes when the host must start its kernels meanwhile."""
+        return smooth_max(device_s, host_s, self.constants["host.smoothness"])
+
+    def exposed(self, what: Overlap) -> float:
+        """Fraction of a kind of communication that this stack cannot hide even behind ample work."""
+        if what == "tensor":
+            return self.constants[f"exposed.tensor.{self.stack.tensor_overlap}"]
+        if what == "gradient":
+            return self.constants[f"exposed.gradient.{self.stack.gradient_overlap}"]
+        if what == "shard":
+            return self.constants[f"exposed.shard.{self.stack.shard_overlap}"]
+        return self.constants[f"exposed.pipeline.{self.stack.pipeline_overlap}"]
+
+    def step_overhead_s(self) -> float:
+        """Time of a step that belongs to no layer."""
+        return 0.0 if self.rates.own_machine else self.constants["step.overhead_s"]
+
+    def straggling(self, nodes: Array) -> Array:
+        """Factor by which the slowest of ``nodes`` nodes stretches a synchronous step."""
+        return 1.0 + self.constants["step.straggler_per_doubling"] * np.log2(np.maximum(nodes, 1))

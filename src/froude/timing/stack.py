@@ -1,0 +1,68 @@
+"""Software stacks: sets of named mechanisms, each priced by constants that are the same for every stack."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import lru_cache
+from importlib import resources
+from typing import Literal
+
+from froude.core.errors import UnknownNameError
+from froude.core.spec import Spec
+
+AttentionKernel = Literal["unfused", "fused-softmax", "flash-1", "flash-2", "flash-3", "flash-te"]
+Fusion = Literal["unfused", "fused", "transformer-engine"]
+Host = Literal["hooked", "eager", "compiled", "graphs"]
+
+
+class Stack(Spec):
+    """What the software does, mechanism by mechanism.
+
+    Attributes:
+        name: what it is called.
+        attention: generation of the attention kernel.
+        fusion: how far elementwise work is fused.
+        host: how kernels are started: Python with per-layer hooks, eager Python, a compiled program, CUDA graphs.
+        tensor_overlap: tensor-parallel collectives alone, or in chunks alongside the products.
+        gradient_overlap: data-parallel gradients (and ZeRO's parameters) alone, or by buckets alongside the backward
+            (forward) pass.
+        shard_overlap: gathers of sharded parameters (FSDP, ZeRO-3) alone, or ahead of need.
+        pipeline_overlap: sends between stages alone, or posted ahead of need.
+        source: where this is documented.
+    """
+
+    name: str
+    attention: AttentionKernel = "flash-te"
+    fusion: Fusion = "transformer-engine"
+    host: Host = "eager"
+    tensor_overlap: Literal["none", "chunked"] = "none"
+    gradient_overlap: Literal["none", "bucketed"] = "bucketed"
+    shard_overlap: Literal["none", "prefetch"] = "prefetch"
+    pipeline_overlap: Literal["none", "overlapped"] = "overlapped"
+    source: str = ""
+
+    def but(self, **mechanisms: str) -> Stack:
+        """This stack with some mechanisms exchanged."""
+        return Stack.parse({**self.model_dump(), **mechanisms}, where=f"stack {self.name}")
+
+
+def stack_names() -> list[str]:
+    """Names of the stacks that ship."""
+    return list(_stacks())
+
+
+def find_stack(name: str) -> Stack:
+    """The stack of that name.
+
+    Raises:
+        UnknownNameError: naming the nearest one.
+    """
+    if name not in _stacks():
+        raise UnknownNameError("stack", name, _stacks())
+    return _stacks()[name]
+
+
+@lru_cache(maxsize=1)
+def _stacks() -> dict[str, Stack]:
+    raw = tomllib.loads(resources.files(__package__).joinpath("stacks.toml").read_text("utf-8"))
+    return {name: Stack.parse({"name": name, **row}, where=f"stacks.toml, {name}") for name, row in raw.items()}

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from froude.machines.cluster import Cluster, parse_cluster
+from froude.models.operator import Attention, Elementwise, Gather, Matmul, Operator
+from froude.timing.cost import Collective, Group
+from froude.timing.roofline import Roofline, smooth_max
+from froude.timing.stack import find_stack, stack_names
+
+DEVICES = ["a100-sxm-80gb", "h100-sxm", "b200-sxm", "mi300x"]
+sizes = st.integers(1, 40_000)
+
+
+def roofline(device: str = "h100-sxm", stack: str = "megatron") -> Roofline:
+    return Roofline(parse_cluster(f"{device}:64"), find_stack(stack))
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=sizes, k=sizes, n=sizes, device=st.sampled_from(DEVICES), grow=st.sampled_from("mkn"), by=st.integers(1, 9000))
+def test_products_take_longer_when_larger_and_never_beat_the_roofline(
+    m: int, k: int, n: int, device: str, grow: str, by: int
+) -> None:
+    model = roofline(device)
+    small = Matmul(name="x", m=m, k=k, n=n)
+    large = Matmul(name="x", **{"m": m, "k": k, "n": n, grow: {"m": m, "k": k, "n": n}[grow] + by})
+    seconds = model.operator(small).seconds
+    assert model.operator(large).seconds >= seconds * (1 - 1e-12)
+    hardware = model.cluster.device
+    assert seconds >= small.flops / hardware.peak("bf16")
+    assert seconds >= (small.bytes_read + small.bytes_written) / hardware.memory_bandwidth
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 16),
+    queries=st.integers(1, 16_384),
+    prefix=st.integers(0, 16_384),
+    head_dim=st.sampled_from([64, 80, 128, 256]),
+    stack=st.sampled_from(stack_names()),
+)
+def test_attention_never_beats_the_roofline_and_grows_with_the_context(
+    batch: int, queries: int, prefix: int, head_dim: int, stack: str
+) -> None:
+    model = roofline("a100-sxm-80gb", stack)
+
+    def ask(prefix: int) -> Attention:
+        return Attention.causal(batch=batch, queries=queries, prefix=prefix, heads=32, kv_heads=8, head_dim=head_dim)
+
+    op = ask(prefix)
+    seconds = model.operator(op).seconds
+    assert seconds >= op.flops / model.cluster.device.peak("bf16")
+    assert seconds >= (op.bytes_read + op.bytes_written) / model.cluster.device.memory_bandwidth
+    assert model.operator(ask(prefix + 100)).seconds >= seconds * (1 - 1e-9)
+
+
+def test_unfused_attention_recovers_the_full_square() -> None:
+    # 4 s^2 h d per sequence for both products, whatever the causal mask leaves (Megatron's count, 2104.04473).
+    model = roofline("a100-sxm-80gb", "megatron-2021")
+    op = Attention.causal(batch=2, queries=2048, heads=16, kv_heads=16, head_dim=128)
+    full = 4 * 2 * 2048**2 * 16 * 128
+    rate = model.rates.flops("bf16")
+    ramp = 1 + model.constants["gemm.ramp_k"] / 2048 / 2
+    from froude.timing.kernels import work
+
+    assert work(op, model.rates).compute_s == pytest.approx(full * ramp / rate, rel=1e-3)
+
+
+OPERATORS: list[Operator] = [
+    Matmul(name="x", m=np.array([1.0, 512, 8192]), k=4096, n=np.array([1024, 4096.0, 4096])),
+    Matmul(name="x", dtype="fp8", m=np.array([128.0, 512, 8192]), k=4096, n=4096, count=np.array([1, 2, 3])),
+    Attention.causal(batch=np.array([1, 2, 4.0]), queries=2048, heads=np.array([8, 16, 32]), kv_heads=8, head_dim=128),
+    Elementwise(name="norm", rows=np.array([1.0, 512, 8192]), width=4096),
+    Gather(name="embedding", rows=np.array([1.0, 512, 8192]), width=4096),
+]
+
+
+def _at(op: Operator, i: int) -> Operator:
+    from dataclasses import fields, replace
+
+    values = {f.name: getattr(op, f.name) for f in fields(op)}
+    return replace(op, **{name: float(v[i]) for name, v in values.items() if isinstance(v, np.ndarray)})
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: f"{type(op).__name__}-{op.dtype}")
+@pytest.mark.parametrize("stack", ["megatron", "megatron-2021", "torch-eager"])
+def test_arrays_equal_scalars(op: Operator, stack: str) -> None:
+    model = roofline(stack=stack)
+    cost = model.operator(op)
+    for i in range(3):
+        alone = model.operator(_at(op, i))
+        assert np.broadcast_to(cost.seconds, 3)[i] == pytest.approx(float(alone.seconds), rel=1e-12)
+        for name in alone.demands:
+            assert np.broadcast_to(cost.demands[name], 3)[i] == pytest.approx(float(alone.demands[name]), rel=1e-12)
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: f"{type(op).__name__}-{op.dtype}")
+def test_demands_are_fractions(op: Operator) -> None:
+    for share in roofline().operator(op).demands.values():
+        assert np.all((np.asarray(share) >= 0) & (np.asarray(share) <= 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tflops"),
+    [
+        ("a100-sxm-80gb", "bf16", (225, 262)),  # CUTLASS and cuBLAS on A100: 240 to 270
+        ("h100-sxm", "bf16", (620, 750)),  # measured large products
+        ("h100-sxm", "fp8", (900, 1250)),
+    ],
+)
+def test_large_products_reach_published_rates(device: str, dtype: str, tflops: tuple[float, float]) -> None:
+    op = Matmul(name="x", dtype=dtype, m=8192, k=8192, n=8192)
+    rate = op.flops / roofline(device).operator(op).seconds / 1e12
+    assert tflops[0] < rate < tflops[1]
+
+
+def test_a_wave_more_costs_a_wave() -> None:
+    model = roofline("a100-sxm-80gb")
+    # 108 tiles of 128 x 256 fill A100 once; one row of tiles more needs a second wave, or smaller tiles.
+    fits = model.operator(Matmul(name="x", m=128 * 108, k=8192, n=256)).seconds
+    spills = model.operator(Matmul(name="x", m=128 * 109, k=8192, n=256)).seconds
+    assert spills > 1.05 * fits
+
+
+def test_flash_attention_beats_unfused_and_older_generations() -> None:
+    op = Attention.causal(batch=1, queries=4096, heads=32, kv_heads=32, head_dim=128)
+    times = [
+        Roofline(parse_cluster("a100-sxm-80gb:8"), find_stack("megatron").but(attention=kernel)).operator(op).seconds
+        for kernel in ("unfused", "fused-softmax", "flash-1", "flash-2")
+    ]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 4 * times[-1]
+
+
+def test_fusion_removes_traffic_only_where_it_may() -> None:
+    op = Elementwise(name="norm", rows=8192, width=8192)
+    from dataclasses import replace
+
+    apart = replace(op, fusable=False)
+    eager, fused = roofline(stack="torch-eager"), roofline(stack="megatron")
+    assert fused.operator(op).seconds < eager.operator(op).seconds
+    assert fused.operator(apart).seconds == eager.operator(apart).seconds
+
+
+def test_host_time_counts_kernels_and_graphs_remove_it() -> None:
+    ops = [Matmul(name="x", m=8, k=8, n=8), Elementwise(name="norm", rows=8, width=8, count=2)]
+    eager = Roofline(parse_cluster("h100-sxm:8"), find_stack("megatron"))
+    graphs = Roofline(parse_cluster("h100-sxm:8"), find_stack("megatron").but(host="graphs"))
+    assert eager.host_s(ops) == pytest.approx(3 * eager.launch_s(1))
+    assert graphs.host_s(ops) < 0.1 * eager.host_s(ops)
+    alone = Collective(kind="all-reduce", bytes=1.0, group=Group(ranks=1), name="tp")
+    assert eager.host_s([*ops, alone]) == eager.host_s(ops)
+
+
+def test_measured_machine_overrides_the_catalogue() -> None:
+    box = {
+        "name": "box",
+        "peak_flops": {"fp32": 2e11},
+        "memory_bytes": 8e9,
+        "memory_bandwidth": 3e10,
+        "multiprocessors": 1,
+        "measured": {
+            "gemm_flops": 6e10,
+            "memory_bandwidth": 1e10,
+            "launch_s": 1e-5,
+            "collective_latency_s": 1e-4,
+            "collective_bandwidth": 1e9,
+        },
+    }
+    model = Roofline(Cluster.parse({"device": box, "count": 2}), find_stack("torch-eager"))
+    op = Matmul(name="x", dtype="fp32", m=512, k=512, n=512)
+    assert model.operator(op).seconds == pytest.approx(op.flops / 6e10 + 1e-5, rel=0.01)
+    assert model.host_s([op]) == 0
+    moved = Collective(kind="all-reduce", bytes=1e6, group=Group(ranks=2), name="gradients")
+    assert model.collective(moved).seconds == pytest.approx(1e6 / 1e9 + 2e-4, rel=0.01)
+
+
+@given(a=st.floats(0, 1e6), b=st.floats(0, 1e6), p=st.floats(1, 12))
+def test_smooth_max_is_never_below_either(a: float, b: float, p: float) -> None:
+    assert max(a, b) <= smooth_max(a, b, p) * (1 + 1e-12)
+    assert smooth_max(a, b, p) <= (a + b) * (1 + 1e-12)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 from froude.core.arrays import Array
+
+Axes: TypeAlias = Mapping[str, str | tuple[str, ...]]
+"""Dimension (field name) -> the logical axis, or axes, it lies on."""
 
 BYTES_PER_ELEMENT: dict[str, float] = {
     "fp64": 8.0,
@@ -33,14 +36,14 @@ class Operator(ABC):
     Attributes:
         name: what it is in the model ("qkv", "attention", "mlp-up").
         dtype: element type of inputs and outputs; key of `BYTES_PER_ELEMENT`.
-        axes: which dimension (field name) lies on which logical axis ("heads", "ffn", "vocab", "tokens", "expert").
-            A `Placement` maps logical axes to mesh axes; `shard` divides.
+        axes: which dimension (field name) lies on which logical axis ("heads", "ffn", "vocab", "tokens", "expert"), or
+            on which several. A `Placement` maps logical axes to mesh axes; `shard` divides.
         count: how many times it runs.
     """
 
     name: str
     dtype: str = "bf16"
-    axes: Mapping[str, str] = field(default_factory=dict)
+    axes: Axes = field(default_factory=dict)
     count: Array = 1
 
     @property
@@ -64,7 +67,11 @@ class Operator(ABC):
 
     def shard(self, ways: Mapping[str, Array]) -> Self:
         """This operator on one rank when logical axis ``a`` is split ``ways[a]`` ways. Whole shards are assumed."""
-        changes = {dim: getattr(self, dim) / ways[axis] for dim, axis in self.axes.items() if axis in ways}
+        changes: dict[str, Any] = {}
+        for dim, axes in self.axes.items():
+            for axis in (axes,) if isinstance(axes, str) else axes:
+                if axis in ways:
+                    changes[dim] = changes.get(dim, getattr(self, dim)) / ways[axis]
         return replace(self, **changes) if changes else self
 
     @property
@@ -110,6 +117,77 @@ class Matmul(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupedMatmul(Matmul):
+    """One matmul per expert, over the tokens routed to it: ``batch`` experts are visited, ``m`` rows each on average.
+
+    Make one with `routed`. Splitting the axis "expert" over ranks leaves each with fewer experts, and brings in the
+    tokens that the other ranks of the group route to them: its FLOPs stay, its weights shrink.
+
+    Attributes:
+        tokens: tokens of one rank that are routed.
+        experts: experts there are.
+        top_k: experts each token visits.
+        hosts: ranks over which the experts are split.
+    """
+
+    tokens: Array
+    experts: Array
+    top_k: Array
+    hosts: Array = 1
+
+    @classmethod
+    def routed(
+        cls,
+        *,
+        name: str,
+        tokens: Array,
+        experts: Array,
+        top_k: Array,
+        k: Array,
+        n: Array,
+        hosts: Array = 1,
+        dtype: str = "bf16",
+        axes: Axes | None = None,
+    ) -> GroupedMatmul:
+        """Uniform routing: an expert is visited with probability ``1 - (1 - top_k / experts) ** tokens``."""
+        visited = experts / hosts * (1.0 - (1.0 - top_k / experts) ** (tokens * hosts))
+        return cls(
+            name=name,
+            dtype=dtype,
+            axes=axes or {},
+            m=tokens * top_k / visited,
+            k=k,
+            n=n,
+            batch=visited,
+            tokens=tokens,
+            experts=experts,
+            top_k=top_k,
+            hosts=hosts,
+        )
+
+    def shard(self, ways: Mapping[str, Array]) -> Self:
+        """This operator on one rank; the axis "expert" spreads experts rather than dividing the work."""
+        split = super().shard(ways)
+        again = GroupedMatmul.routed(
+            name=self.name,
+            tokens=split.tokens,
+            experts=self.experts,
+            top_k=self.top_k,
+            k=split.k,
+            n=split.n,
+            hosts=self.hosts * ways.get("expert", 1),
+        )
+        return replace(split, m=again.m, batch=again.batch, hosts=again.hosts)
+
+    def backward(self) -> tuple[Operator, ...]:
+        """As for `Matmul`, over the same experts."""
+        plain = Matmul(
+            name=self.name, dtype=self.dtype, count=self.count, m=self.m, k=self.k, n=self.n, batch=self.batch
+        )
+        return plain.backward()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention(Operator):
     """Softmax attention over a batch of sequences, described by totals so that ragged batches need no padding.
 
@@ -141,7 +219,7 @@ class Attention(Operator):
         prefix: Array = 0,
         name: str = "attention",
         dtype: str = "bf16",
-        axes: Mapping[str, str] | None = None,
+        axes: Axes | None = None,
     ) -> Attention:
         """Equal sequences: ``queries`` new tokens each, after ``prefix`` tokens already in the cache."""
         pairs = batch * (queries * prefix + queries * (queries + 1) / 2)

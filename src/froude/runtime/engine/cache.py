@@ -1,0 +1,170 @@
+"""The paged KV cache: a pool of blocks, and attention over a ragged batch of sequences that live in it.
+
+Kwon et al. (2023), Efficient Memory Management for Large Language Model Serving with PagedAttention, arXiv:2309.06180.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from froude.core.errors import FroudeError
+from froude.core.registry import Source
+from froude.models.architecture import Architecture
+
+source = Source(
+    "Kwon et al.", 2023, "Efficient Memory Management for LLM Serving with PagedAttention", "arXiv:2309.06180"
+)
+
+_LONGEST_TO_SHORTEST = 1.5  # decoding sequences are padded together while their lengths lie within this factor
+_GROUP_TOKENS = 2048  # and while what is gathered stays near the processor's caches (measured: larger is slower)
+
+
+class BlockPool:
+    """Keys and values of all layers in fixed-size blocks, and the list of free ones."""
+
+    def __init__(self, architecture: Architecture, blocks: int, block_tokens: int) -> None:
+        shape = (architecture.layers, blocks, block_tokens, architecture.kv_heads, architecture.head_dim)
+        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        self.blocks, self.block_tokens = blocks, block_tokens
+        self._free = list(range(blocks - 1, -1, -1))
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks nobody holds."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """Ids of ``count`` blocks that now belong to the caller.
+
+        Raises:
+            FroudeError: when there are not that many; schedulers preempt before it comes to that.
+        """
+        if count > len(self._free):
+            raise FroudeError(f"kv_blocks: {self.blocks} are too few, {count} more were wanted, {len(self._free)} free")
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, ids: Sequence[int]) -> None:
+        """Return blocks."""
+        self._free.extend(reversed(ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The tokens that one sequence computes in one iteration.
+
+    Attributes:
+        tokens: their ids.
+        past: tokens of the sequence that are in the cache already.
+        table: its blocks, room for the new tokens included.
+    """
+
+    tokens: list[int]
+    past: int
+    table: list[int]
+
+
+class RaggedBatch:
+    """An `Attend` for one iteration: segments end to end in one row of tokens.
+
+    Prompt chunks attend one by one; sequences with a single token are gathered into a few padded groups of like
+    length. What one sequence attends to never depends on what else is in the batch.
+    """
+
+    def __init__(self, pool: BlockPool, segments: Sequence[Segment]) -> None:
+        self._pool = pool
+        block = pool.block_tokens
+        lengths = [len(segment.tokens) for segment in segments]
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        self.tokens = torch.tensor([token for segment in segments for token in segment.tokens])
+        at = [range(segment.past, segment.past + len(segment.tokens)) for segment in segments]
+        self.positions = torch.tensor([p for positions in at for p in positions])
+        self.last = torch.tensor([start - 1 for start in starts[1:]])
+        """Where each segment's last token is: its logits give the next one."""
+        self._slots = torch.tensor(
+            [
+                s.table[p // block] * block + p % block
+                for s, positions in zip(segments, at, strict=True)
+                for p in positions
+            ]
+        )
+        self._chunks = [
+            _Chunk(slice(start, start + len(s.tokens)), len(s.tokens), s.past, torch.tensor(_held(s, block)))
+            for s, start in zip(segments, starts, strict=False)
+            if len(s.tokens) > 1
+        ]
+        singles = [(start, s) for s, start in zip(segments, starts, strict=False) if len(s.tokens) == 1]
+        self._groups = [_Group(group, block) for group in _by_length(singles)]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the new keys and values, then attend over everything each sequence has stored."""
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._slots, k)
+        values.flatten(0, 1).index_copy_(0, self._slots, v)
+        out = torch.empty_like(q)
+        for chunk in self._chunks:
+            past_k, past_v = (_gather(x, chunk.table, 1)[:, :, : chunk.past + chunk.tokens] for x in (keys, values))
+            rows = q[chunk.rows].transpose(0, 1).unsqueeze(0)
+            seen = F.scaled_dot_product_attention(
+                rows, past_k, past_v, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
+            )
+            out[chunk.rows] = seen.squeeze(0).transpose(0, 1)
+        for group in self._groups:
+            grouped = q[group.rows].unflatten(1, (k.shape[1], -1))  # query heads that share a KV head attend together
+            past_k, past_v = (_gather(x, group.tables, len(group.rows)) for x in (keys, values))
+            out[group.rows] = F.scaled_dot_product_attention(grouped, past_k, past_v, attn_mask=group.mask).flatten(
+                1, 2
+            )
+        return out
+
+
+class _Chunk:
+    """A prompt chunk: where its tokens are, and a causal mask when some of the prompt came before."""
+
+    def __init__(self, rows: slice, tokens: int, past: int, table: Tensor) -> None:
+        self.rows, self.tokens, self.past, self.table = rows, tokens, past, table
+        self.mask: Tensor | None = None
+        if past:
+            self.mask = torch.full((tokens, past + tokens), -torch.inf).triu_(past + 1)
+
+
+class _Group:
+    """Sequences with one new token each and contexts of like length, padded to the longest."""
+
+    def __init__(self, members: Sequence[tuple[int, Segment]], block_tokens: int) -> None:
+        tables = [_held(segment, block_tokens) for _, segment in members]
+        width = max(len(table) for table in tables)
+        self.rows = torch.tensor([row for row, _ in members])
+        self.tables = torch.tensor([table + [0] * (width - len(table)) for table in tables]).flatten()
+        context = torch.tensor([segment.past + 1 for _, segment in members])
+        padding = torch.arange(width * block_tokens) >= context.unsqueeze(1)
+        self.mask = torch.zeros(padding.shape).masked_fill_(padding, -torch.inf)[:, None, None, :]
+
+
+def _held(segment: Segment, block_tokens: int) -> list[int]:
+    """The blocks that hold the segment's sequence up to its last new token."""
+    return segment.table[: -(-(segment.past + len(segment.tokens)) // block_tokens)]
+
+
+def _by_length(members: list[tuple[int, Segment]]) -> list[list[tuple[int, Segment]]]:
+    """Groups of members whose contexts differ little, so that padding wastes little."""
+    groups: list[list[tuple[int, Segment]]] = []
+    for member in sorted(members, key=lambda m: -m[1].past):
+        longest = groups[-1][0][1].past + 1 if groups else 0
+        alike = longest <= _LONGEST_TO_SHORTEST * (member[1].past + 1)
+        if groups and alike and longest * (len(groups[-1]) + 1) <= _GROUP_TOKENS:
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    return groups
+
+
+def _gather(blocks: Tensor, table: Tensor, sequences: int) -> Tensor:
+    """Blocks of several sequences as (sequences, kv heads, tokens, head_dim)."""
+    return blocks.index_select(0, table).unflatten(0, (sequences, -1)).flatten(1, 2).transpose(1, 2)

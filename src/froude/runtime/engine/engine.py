@@ -1,0 +1,123 @@
+"""The engine: a model, a pool of cache blocks, and the simulator's own `Stepper` around a scheduler.
+
+One `step` is one iteration: the scheduler decides, one forward pass over all the tokens of the batch follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import torch
+
+from froude.core.errors import FroudeError
+from froude.runtime.engine.cache import BlockPool, RaggedBatch, Segment
+from froude.runtime.models.llama import Llama
+from froude.serving.outcome import fits
+from froude.serving.policy import Scheduler, Sequence
+from froude.serving.stepping import Iteration, Stepper
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one iteration did.
+
+    Attributes:
+        iteration: who computed what, and who lost its blocks before it began.
+        context_tokens: keys that the decoding sequences read together.
+        emitted, finished: sequences that got a token, and those of them that are complete.
+        waiting, used_blocks: the queue, and the cache, while it ran.
+    """
+
+    iteration: Iteration
+    context_tokens: int
+    emitted: list[Sequence]
+    finished: list[Sequence]
+    waiting: int
+    used_blocks: int
+
+    @property
+    def idle(self) -> bool:
+        """There was nothing to compute."""
+        return not self.iteration.prompts and not self.iteration.decoding
+
+    @property
+    def prompts(self) -> list[tuple[int, int]]:
+        """Prompts that advanced: tokens computed, tokens already in the cache."""
+        return [(tokens, prefix) for _, tokens, prefix in self.iteration.prompts]
+
+
+class Engine:
+    """Greedy generation of many requests at once.
+
+    A request is generated to its `Sequence.output_tokens`, whatever the tokens are: a replay chooses its own lengths.
+    """
+
+    def __init__(self, model: Llama, scheduler: Scheduler, kv_blocks: int, block_tokens: int = 16) -> None:
+        self.model = model
+        self.pool = BlockPool(model.architecture, kv_blocks, block_tokens)
+        self.stepper = Stepper(scheduler, kv_blocks, block_tokens)
+        self.tokens: dict[int, list[int]] = {}
+        """Prompt and output so far, by request id."""
+        self._tables: dict[int, list[int]] = {}
+
+    def check(self, sequence: Sequence) -> None:
+        """Refuse a request that could never run.
+
+        Raises:
+            FroudeError: naming what is too small.
+        """
+        tokens = f"request {sequence.id} ({sequence.prompt_tokens} + {sequence.output_tokens} tokens)"
+        longest = self.model.architecture.max_positions
+        if sequence.prompt_tokens + sequence.output_tokens > longest:
+            raise FroudeError(f"trace: {tokens} is longer than the model's {longest} positions")
+        if not fits(sequence, self.stepper.scheduler, self.pool.blocks, self.pool.block_tokens):
+            blocks = f"{self.pool.blocks} blocks of {self.pool.block_tokens} tokens"
+            raise FroudeError(f"kv_blocks: {tokens} can never fit a cache of {blocks}")
+
+    def arrive(self, sequence: Sequence, prompt: Items[int]) -> None:
+        """A request joins the queue."""
+        self.check(sequence)
+        self.tokens[sequence.id] = list(prompt)
+        self._tables[sequence.id] = []
+        self.stepper.arrive(sequence)
+
+    def output(self, sequence: Sequence) -> list[int]:
+        """Tokens generated for a request so far."""
+        return self.tokens[sequence.id][sequence.prompt_tokens :]
+
+    @torch.inference_mode()
+    def step(self, now_ps: int) -> Step:
+        """One iteration, begun at ``now_ps``; an idle one when nothing can run before the next arrival."""
+        iteration = self.stepper.begin(now_ps)
+        waiting, used_blocks = len(self.stepper.queue), self.pool.blocks - self.stepper.free_blocks
+        for sequence in iteration.preempted:
+            self._give_back(sequence)
+        segments = [self._segment(*item) for item in iteration.prompts]
+        segments += [self._segment(sequence, 1, sequence.computed_tokens) for sequence in iteration.decoding]
+        context = sum(sequence.computed_tokens + 1 for sequence in iteration.decoding)
+        best = self._forward(segments) if segments else []
+        computed = [sequence for sequence, _, _ in iteration.prompts] + iteration.decoding
+        emitted, finished = self.stepper.finish(iteration)
+        next_token = dict(zip((sequence.id for sequence in computed), best, strict=True))
+        for sequence in emitted:
+            self.tokens[sequence.id].append(next_token[sequence.id])
+        for sequence in finished:
+            self._give_back(sequence)
+        return Step(iteration, context, emitted, finished, waiting, used_blocks)
+
+    def _segment(self, sequence: Sequence, tokens: int, past: int) -> Segment:
+        table = self._tables[sequence.id]
+        table += self.pool.take(sequence.blocks - len(table))
+        return Segment(self.tokens[sequence.id][past : past + tokens], past, table)
+
+    def _forward(self, segments: list[Segment]) -> list[int]:
+        """The likeliest token after each segment."""
+        batch = RaggedBatch(self.pool, segments)
+        hidden = self.model.hidden_states(batch.tokens, batch.positions, batch)
+        best: list[int] = self.model.head(hidden[batch.last]).argmax(-1).tolist()
+        return best
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pool.give_back(self._tables[sequence.id])
+        self._tables[sequence.id] = []

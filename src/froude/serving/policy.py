@@ -5,8 +5,8 @@ decoding sequences take their next token, and **how long the decision stands**. 
 per iteration and ignores how long it stands; the simulator repeats the decision until it lapses and so jumps over
 thousands of iterations. Both therefore drive the very same object, and both get the same decisions.
 
-A new scheduler is one file in `froude.serving.schedulers` with one subclass of `Scheduler`. One that cannot say how long
-its decision stands leaves ``iterations=1`` and is stepped: slower, still correct.
+A new scheduler is one file in `froude.serving.schedulers` with one subclass of `Scheduler`. One that cannot say how
+long its decision stands leaves ``iterations=1`` and is stepped: slower, still correct.
 """
 
 from __future__ import annotations
@@ -91,6 +91,9 @@ class Waiting(Protocol):
     def __len__(self) -> int:
         """Sequences waiting."""
 
+    def __bool__(self) -> bool:
+        """Whether any is; cheaper than the length."""
+
     def peek(self) -> Sequence:
         """The next one, left in place."""
 
@@ -138,6 +141,10 @@ class View(ABC):
         """All running sequences in order of admission, with exact counts. Costs a walk: for rare decisions."""
 
 
+Prefill = list[tuple[Sequence, int]] | tuple[tuple[Sequence, int], ...]
+"""Sequences, and the prompt tokens each computes in an iteration."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What the next iteration does, and how long that stands.
@@ -146,18 +153,18 @@ class Decision:
         prefill: sequences with the number of prompt tokens each computes; those popped from `View.waiting` are thereby
             admitted, in this order.
         decode: every decoding sequence takes one token. If the cache is too short for that, the executor preempts
-            `Scheduler.victim` until the rest fits (so a scheduler that decodes while
-            ``view.decode_blocks > view.free_blocks`` should start no prompt).
+            `Scheduler.victim` until the rest fits, and the decision stands for one iteration only (so a scheduler that
+            decodes while ``view.decode_blocks > view.free_blocks`` should start no prompt).
         preempt: running sequences that give up their blocks now and go back to the queue.
         iterations: iterations it may be repeated for: the same token counts for the same prompts, one token for each
-            sequence then decoding. Always ends when a listed prompt is done or has fewer tokens left than its count, and
-            when blocks run out.
+            sequence then decoding. Always ends when a listed prompt is done or has fewer tokens left than its count,
+            and when blocks run out.
         on_arrival: ends also when a request has arrived.
         on_completion: ends also when a sequence has finished.
         until_ps: ends at the first iteration boundary at or after this time.
     """
 
-    prefill: tuple[tuple[Sequence, int], ...] | list[tuple[Sequence, int]] = ()
+    prefill: Prefill = ()
     decode: bool = True
     preempt: tuple[Sequence, ...] = ()
     iterations: int = 1

@@ -16,8 +16,8 @@ from froude.serving.policy import FOREVER, Decision, Scheduler, Sequence, View
 class Orca(Scheduler):
     """Iteration-level, whole prompts, contiguous reservation.
 
-    ``reserve`` sizes the output's reservation: ``max`` the request's ``max_tokens``, ``pow2`` the true length rounded up
-    to a power of two, ``oracle`` the true length; the last two assume what a real engine cannot know.
+    ``reserve`` sizes the output's reservation: ``max`` the request's ``max_tokens``, ``pow2`` the true length rounded
+    up to a power of two, ``oracle`` the true length; the last two assume what a real engine cannot know.
     """
 
     name = "orca"
@@ -49,7 +49,7 @@ class Orca(Scheduler):
         room = self.max_seqs - view.decoding
         waiting = view.waiting
         prefill: list[tuple[Sequence, int]] = []
-        while room > 0 and len(waiting):
+        while room > 0 and waiting:
             sequence = waiting.peek()
             tokens = sequence.remaining_tokens
             blocks = view.blocks_needed(sequence, tokens)
@@ -62,4 +62,4 @@ class Orca(Scheduler):
             prefill.append((sequence, tokens))
         if prefill:
             return Decision(prefill)
-        return Decision(iterations=FOREVER, on_arrival=not len(waiting), on_completion=bool(len(waiting)))
+        return Decision(iterations=FOREVER, on_arrival=not waiting, on_completion=bool(waiting))

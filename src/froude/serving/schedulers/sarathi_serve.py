@@ -46,7 +46,7 @@ class SarathiServe(Scheduler):
         free -= self.watermark_blocks(view.total_blocks)
         room = self.max_seqs - view.decoding - len(view.prefilling)
         waiting = view.waiting
-        while budget > 0 and room > 0 and len(waiting):
+        while budget > 0 and room > 0 and waiting:
             sequence = waiting.peek()
             tokens = min(sequence.remaining_tokens, budget)
             blocks = view.blocks_needed(sequence, tokens)
@@ -57,7 +57,7 @@ class SarathiServe(Scheduler):
             budget -= tokens
             room -= 1
             prefill.append((sequence, tokens))
-        on_arrival = budget > 0 and room > 0 and not len(waiting)
+        on_arrival = budget > 0 and room > 0 and not waiting
         return Decision(
             prefill, iterations=FOREVER, on_arrival=on_arrival, on_completion=bool(prefill) or not on_arrival
         )

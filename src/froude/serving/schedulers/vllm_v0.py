@@ -37,7 +37,7 @@ class VllmV0(Scheduler):
         room = self.max_seqs - view.decoding
         waiting = view.waiting
         prefill: list[tuple[Sequence, int]] = []
-        while room > 0 and len(waiting):
+        while room > 0 and waiting:
             sequence = waiting.peek()
             tokens = sequence.remaining_tokens
             blocks = view.blocks_needed(sequence, tokens)
@@ -51,4 +51,4 @@ class VllmV0(Scheduler):
         if prefill:
             return Decision(prefill, decode=False)
         # Nothing was admitted: nobody waits, or the head is blocked until a completion gives room or blocks.
-        return Decision(iterations=FOREVER, on_arrival=not len(waiting), on_completion=bool(len(waiting)))
+        return Decision(iterations=FOREVER, on_arrival=not waiting, on_completion=bool(waiting))

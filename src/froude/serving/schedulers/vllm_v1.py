@@ -43,7 +43,7 @@ class VllmV1(Scheduler):
         free -= self.watermark_blocks(view.total_blocks)
         waiting = view.waiting
         blocked = False  # for want of cache
-        while budget > 0 and room > 0 and len(waiting):
+        while budget > 0 and room > 0 and waiting:
             sequence = waiting.peek()
             tokens = min(sequence.remaining_tokens, budget)
             blocks = view.blocks_needed(sequence, tokens)

@@ -1,0 +1,55 @@
+"""The `IterationTime` contract: how long an iteration of an engine takes, from what is in it.
+
+Between two events the composition of a batch changes in one way only: every decoding sequence, and every partial
+prompt, has a longer context. A cost that is affine in the contexts is then affine in the iteration number, and the
+time of a thousand iterations is a sum of two terms, exact in integers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+Prompts = Sequence[tuple[int, int]]
+"""Prompts in an iteration, each ``(tokens computed now, tokens already in the cache)``."""
+
+
+class IterationTime(ABC):
+    """Prices iterations in integer picoseconds."""
+
+    @abstractmethod
+    def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
+        """Times of consecutive iterations of one composition.
+
+        Args:
+            decoding: sequences that generate one token each.
+            context: keys that the decoding sequences read together in the first iteration; each reads one more in
+                every iteration that follows.
+            prompts: prompts that advance; each starts ``tokens`` further on in every iteration that follows.
+
+        Returns:
+            ``(first, slope, valid)``: iteration ``j`` takes ``first + slope * j`` for ``0 <= j < valid``; ``slope`` is
+            not negative.
+        """
+
+    def joules(self, busy_s: float, idle_s: float) -> float | None:
+        """Energy drawn by the devices over that much busy and idle time, where known."""
+        return None
+
+
+class AffineIterationTime(IterationTime):
+    """The plain case: so much per iteration, per token, per key read and per query-key pair of prompts."""
+
+    def __init__(self, base_ps: int, token_ps: int, key_ps: int, pair_ps: int = 0) -> None:
+        self.base_ps, self.token_ps, self.key_ps, self.pair_ps = base_ps, token_ps, key_ps, pair_ps
+
+    def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
+        """Everything is affine, so one piece lasts for ever."""
+        tokens = decoding
+        first = self.base_ps + context * self.key_ps
+        slope = decoding * self.key_ps
+        for count, prefix in prompts:
+            tokens += count
+            first += self.pair_ps * (count * prefix + count * (count + 1) // 2)
+            slope += self.pair_ps * count * count
+        return first + tokens * self.token_ps, slope, 1 << 60

@@ -1,0 +1,63 @@
+"""What a simulated (or real) run of an engine leaves behind, request by request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from froude.serving.policy import Scheduler, Sequence
+
+NEVER = -1
+
+
+@dataclass(slots=True)
+class Segment:
+    """Iterations of one composition: ``count`` of them from ``start_ps``, the j-th taking ``first + slope * j``."""
+
+    start_ps: int
+    count: int
+    first_ps: int
+    slope_ps: int
+    decoding: int
+    prefill_tokens: int
+    waiting: int
+    used_blocks: int
+
+    @property
+    def duration_ps(self) -> int:
+        """All of them together."""
+        return self.count * self.first_ps + self.slope_ps * (self.count * (self.count - 1) // 2)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Times by sequence id, integer picoseconds; `NEVER` for requests that were rejected.
+
+    Attributes:
+        first_ps, finish_ps: when the first and the last token were out.
+        preemptions: how often each was preempted.
+        rejected: requests that could never fit the cache.
+        iterations, busy_ps: iterations run, and the time they took.
+        peak_blocks: most cache blocks held at once.
+        segments: what was run when, if recorded.
+    """
+
+    requests: int
+    first_ps: list[int] = field(init=False)
+    finish_ps: list[int] = field(init=False)
+    preemptions: list[int] = field(init=False)
+    rejected: int = 0
+    iterations: int = 0
+    busy_ps: int = 0
+    peak_blocks: int = 0
+    segments: list[Segment] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.first_ps = [NEVER] * self.requests
+        self.finish_ps = [NEVER] * self.requests
+        self.preemptions = [0] * self.requests
+
+
+def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_tokens: int) -> bool:
+    """Whether the sequence could run to its end with the whole cache to itself."""
+    most = max(sequence.prompt_tokens + sequence.output_tokens - 1, scheduler.reserved_tokens(sequence))
+    return -(-most // block_tokens) <= total_blocks - scheduler.watermark_blocks(total_blocks)

@@ -1,0 +1,221 @@
+"""The engine's loop one iteration at a time, in plain loops: the oracle of the simulator, and the heart of a real engine.
+
+`Stepper` keeps queue, running list and blocks, and asks the scheduler before every iteration. A real engine calls
+`begin`, computes what the `Iteration` says, and calls `finish`; `step` does the same with predicted times, and
+`froude.serving.simulator` must agree with it to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from froude.core.errors import FroudeError
+from froude.serving.iteration import IterationTime
+from froude.serving.outcome import Outcome, fits
+from froude.serving.policy import Scheduler, Sequence, View
+
+
+@dataclass(slots=True)
+class Iteration:
+    """One iteration: ``prompts`` as (sequence, tokens to compute, tokens already in the cache), and who decodes."""
+
+    prompts: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    decoding: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+
+class Queue:
+    """Sequences waiting, in the scheduler's order."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.items: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+    def peek(self) -> Sequence:
+        """The next one."""
+        return self.items[0]
+
+    def pop(self) -> Sequence:
+        """Take the next one out."""
+        return self.items.pop(0)
+
+    def put(self, sequence: Sequence, front: bool) -> None:
+        """Join: by the scheduler's key if it has one, else at the front (preempted) or the back (arrived)."""
+        key = self.scheduler.key(sequence)
+        if key is None:
+            self.items.insert(0 if front else len(self.items), sequence)
+            return
+        place = 0
+        while place < len(self.items):
+            other = self.items[place]
+            if (self.scheduler.key(other), other.id) > (key, sequence.id):
+                break
+            place += 1
+        self.items.insert(place, sequence)
+
+
+class Stepper(View):
+    """The state of one engine, advanced one iteration at a time."""
+
+    def __init__(self, scheduler: Scheduler, total_blocks: int, block_tokens: int = 16) -> None:
+        self.scheduler = scheduler
+        self.total_blocks = self.free_blocks = total_blocks
+        self.block_tokens = block_tokens
+        self.waiting = self.queue = Queue(scheduler)
+        self.active: list[Sequence] = []  # running, in order of admission
+        self.prefilling: list[Sequence] = []
+        self.now_ps = 0
+
+    # -- what a scheduler sees ---------------------------------------------------------------------------------------
+
+    def _decoding(self) -> list[Sequence]:
+        return [s for s in self.active if s not in self.prefilling]
+
+    def _refresh(self, now_ps: int) -> None:
+        decoding = self._decoding()
+        self.now_ps = now_ps
+        self.decoding = len(decoding)
+        self.decode_blocks = sum(self.blocks_needed(s, 1) for s in decoding)
+        self.context_tokens = sum(s.computed_tokens for s in decoding)
+
+    def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
+        """See `View`."""
+        held = sequence.computed_tokens + tokens
+        if sequence not in self.active or sequence in self.prefilling:
+            held = max(held, self.scheduler.reserved_tokens(sequence))
+        return max(0, -(-held // self.block_tokens) - sequence.blocks)
+
+    def newest(self) -> Sequence:
+        """See `View`."""
+        return self.active[-1]
+
+    def running(self) -> list[Sequence]:
+        """See `View`."""
+        return list(self.active)
+
+    # -- one iteration -----------------------------------------------------------------------------------------------
+
+    def arrive(self, sequence: Sequence) -> None:
+        """A request joins the queue."""
+        self.queue.put(sequence, front=False)
+
+    def begin(self, now_ps: int) -> Iteration:
+        """Ask the scheduler, preempt, take blocks. Nothing to compute means an idle engine."""
+        self._refresh(now_ps)
+        decision = self.scheduler.schedule(self)
+        iteration = Iteration()
+        for sequence in decision.preempt:
+            self._preempt(sequence, iteration)
+        if decision.decode:
+            while sum(self.blocks_needed(s, 1) for s in self._decoding()) > self.free_blocks:
+                self._preempt(self.scheduler.victim(self), iteration)
+                self._refresh(now_ps)
+            iteration.decoding = self._decoding()
+            for sequence in iteration.decoding:
+                self._take(sequence, 1)
+        for sequence, tokens in decision.prefill:
+            self._take(sequence, tokens)
+            iteration.prompts.append((sequence, tokens, sequence.computed_tokens))
+            if sequence not in self.active:
+                self.active.append(sequence)
+                self.prefilling.append(sequence)
+        return iteration
+
+    def finish(self, iteration: Iteration, stopped: Collection[int] = ()) -> tuple[list[Sequence], list[Sequence]]:
+        """The iteration is done.
+
+        Args:
+            iteration: what `begin` returned.
+            stopped: ids of sequences that end with the token they just generated (end-of-sequence).
+
+        Returns:
+            Sequences that got a token, and those of them that are complete.
+        """
+        emitted = []
+        for sequence, tokens, _ in iteration.prompts:
+            sequence.computed_tokens += tokens
+            if sequence.remaining_tokens == 0:
+                self.prefilling.remove(sequence)
+                emitted.append(sequence)
+        for sequence in iteration.decoding:
+            sequence.computed_tokens += 1
+            emitted.append(sequence)
+        done = []
+        for sequence in emitted:
+            sequence.generated_tokens += 1
+            if sequence.generated_tokens >= sequence.output_tokens or sequence.id in stopped:
+                done.append(sequence)
+                self.active.remove(sequence)
+                self._release(sequence)
+        return emitted, done
+
+    def _take(self, sequence: Sequence, tokens: int) -> None:
+        blocks = self.blocks_needed(sequence, tokens)
+        if blocks > self.free_blocks:
+            raise FroudeError(
+                f"scheduler {self.scheduler.name}: gave out {blocks} cache blocks of {self.free_blocks} free"
+            )
+        sequence.blocks += blocks
+        self.free_blocks -= blocks
+
+    def _release(self, sequence: Sequence) -> None:
+        self.free_blocks += sequence.blocks
+        sequence.blocks = 0
+
+    def _preempt(self, sequence: Sequence, iteration: Iteration) -> None:
+        self.active.remove(sequence)
+        if sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+        self._release(sequence)
+        sequence.computed_tokens = 0
+        self.queue.put(sequence, front=True)
+        iteration.preempted.append(sequence)
+
+
+def step(
+    sequences: Iterable[Sequence], scheduler: Scheduler, time: IterationTime, total_blocks: int, block_tokens: int = 16
+) -> Outcome:
+    """Simulate one iteration at a time. ``sequences`` come in order of (arrival, id), with ids 0, 1, 2, ..."""
+    trace = list(sequences)
+    outcome = Outcome(len(trace))
+    engine = Stepper(scheduler, total_blocks, block_tokens)
+    arrivals = [s for s in trace if fits(s, scheduler, total_blocks, block_tokens)]
+    outcome.rejected = len(trace) - len(arrivals)
+    now, arrived = 0, 0
+    while True:
+        while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
+            engine.arrive(arrivals[arrived])
+            arrived += 1
+        iteration = engine.begin(now)
+        for sequence in iteration.preempted:
+            outcome.preemptions[sequence.id] += 1
+        outcome.peak_blocks = max(outcome.peak_blocks, total_blocks - engine.free_blocks)
+        if not iteration.prompts and not iteration.decoding:
+            if iteration.preempted:
+                continue
+            if arrived == len(arrivals):
+                break
+            now = max(now, arrivals[arrived].arrival_ps)
+            continue
+        context = sum(s.computed_tokens + 1 for s in iteration.decoding)
+        prompts = [(tokens, prefix) for _, tokens, prefix in iteration.prompts]
+        taken = time.segment(len(iteration.decoding), context, prompts)[0]
+        now += taken
+        outcome.busy_ps += taken
+        outcome.iterations += 1
+        emitted, done = engine.finish(iteration)
+        for sequence in emitted:
+            if sequence.generated_tokens == 1:
+                outcome.first_ps[sequence.id] = now
+        for sequence in done:
+            outcome.finish_ps[sequence.id] = now
+    if engine.waiting:
+        raise FroudeError(f"scheduler {scheduler.name}: left {len(engine.waiting)} sequences waiting on an idle engine")
+    return outcome

@@ -1,0 +1,181 @@
+"""Jumping between events gives the times and decisions of stepping, to the bit."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from froude.core.errors import FroudeError
+from froude.core.registry import Source
+from froude.serving.iteration import AffineIterationTime, IterationTime, Prompts
+from froude.serving.policy import FOREVER, SCHEDULERS, Decision, Scheduler, Sequence, View
+from froude.serving.simulator import jump
+from froude.serving.stepping import step
+
+
+class Branching(IterationTime):
+    """An iteration bounded by compute or by memory, whichever is longer, with a table in tokens."""
+
+    def __init__(self, base: int, key: int, pair: int, knee: int) -> None:
+        self.base, self.key, self.pair, self.knee = base, key, pair, knee
+
+    def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
+        tokens = decoding + sum(count for count, _ in prompts)
+        table = self.base * (1 + tokens // 8)
+        keys = context + sum(prefix + count for count, prefix in prompts)
+        growth = decoding + sum(count for count, _ in prompts)
+        flat = self.base + self.knee
+        if keys * self.key >= flat:
+            return table + keys * self.key, growth * self.key, 1 << 60
+        # how many iterations stay below the knee
+        return table + flat, 0, -((keys * self.key - flat) // (growth * self.key))
+
+
+times = st.one_of(
+    st.builds(
+        AffineIterationTime,
+        st.integers(1, 50),
+        st.integers(0, 5),
+        st.integers(0, 3),
+        st.integers(0, 2),
+    ),
+    st.builds(Branching, st.integers(1, 40), st.integers(1, 3), st.integers(0, 2), st.integers(0, 500)),
+)
+# Few distinct values: arrivals coincide with each other and with the ends of iterations.
+requests = st.lists(
+    st.tuples(st.one_of(st.just(0), st.integers(0, 40), st.integers(0, 2000)), st.integers(1, 60), st.integers(1, 40)),
+    min_size=1,
+    max_size=25,
+)
+
+
+def build(rows: list[tuple[int, int, int]], slack: int = 0) -> list[Sequence]:
+    now, out = 0, []
+    for i, (gap, prompt, output) in enumerate(rows):
+        now += gap
+        out.append(Sequence(i, now, prompt, output, limit_tokens=output + slack))
+    return out
+
+
+def same(rows, scheduler, time, blocks, block_tokens, slack=0):
+    stepped = step(build(rows, slack), scheduler, time, blocks, block_tokens)
+    jumped = jump(build(rows, slack), scheduler, time, blocks, block_tokens)
+    assert jumped.first_ps == stepped.first_ps
+    assert jumped.finish_ps == stepped.finish_ps
+    assert jumped.preemptions == stepped.preemptions
+    assert jumped == stepped
+    return jumped
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=requests,
+    time=times,
+    blocks=st.integers(6, 60),
+    block_tokens=st.sampled_from([1, 3, 4, 16]),
+    max_seqs=st.integers(1, 12),
+    budget=st.integers(0, 40),
+    watermark=st.sampled_from([0.0, 0.01, 0.1]),
+)
+def test_jumping_equals_stepping(name, rows, time, blocks, block_tokens, max_seqs, budget, watermark):
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=max_seqs + budget, max_seqs=max_seqs, watermark=watermark)
+    same(rows, scheduler, time, blocks, block_tokens)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=requests,
+    time=times,
+    blocks=st.integers(10, 60),
+    reserve=st.sampled_from(["max", "pow2", "oracle"]),
+    slack=st.integers(0, 30),
+)
+def test_reservations(rows, time, blocks, reserve, slack):
+    scheduler = SCHEDULERS.create("orca", max_batched_tokens=64, max_seqs=8, reserve=reserve)
+    outcome = same(rows, scheduler, time, blocks, 4, slack)
+    assert sum(outcome.preemptions) == 0
+
+
+class Clockwork(SCHEDULERS.get("vllm-v1")):
+    """Looks at the clock: admits prompts only in even periods, evicts the oldest sequence rather than the newest."""
+
+    name: ClassVar[str] = "clockwork"
+    source: ClassVar[Source] = Source("nobody", 2026, "a test")
+    period_ps = 300
+
+    def schedule(self, view: View) -> Decision:
+        period, _ = divmod(view.now_ps, self.period_ps)
+        if period % 2 == 0 or not view.decoding:
+            decision = super().schedule(view)
+            return Decision(
+                decision.prefill,
+                decision.decode,
+                decision.preempt,
+                decision.iterations,
+                on_arrival=decision.on_arrival,
+                on_completion=decision.on_completion or bool(view.waiting),
+                until_ps=(period + 1) * self.period_ps,
+            )
+        return Decision(iterations=FOREVER, on_arrival=False, until_ps=(period + 1) * self.period_ps)
+
+    def victim(self, view: View) -> Sequence:
+        return max(view.running(), key=lambda s: (s.computed_tokens, s.id))
+
+
+@settings(max_examples=120, deadline=None)
+@given(rows=requests, time=times, blocks=st.integers(8, 60), block_tokens=st.sampled_from([1, 4, 16]))
+def test_a_scheduler_that_looks_at_the_clock_and_chooses_victims(rows, time, blocks, block_tokens):
+    same(rows, Clockwork(max_batched_tokens=40, max_seqs=6), time, blocks, block_tokens)
+
+
+def test_a_decision_that_stands_once_is_stepped():
+    class Once(SCHEDULERS.get("vllm-v1")):
+        name = "once"
+
+        def schedule(self, view: View) -> Decision:
+            decision = super().schedule(view)
+            return Decision(decision.prefill, decision.decode, decision.preempt)
+
+    rows = [(7 * i % 5, 20 + i, 10 + 3 * i) for i in range(12)]
+    time = AffineIterationTime(10, 2, 1)
+    assert jump(build(rows), Once(32, 8), time, 40, 4) == step(
+        build(rows), SCHEDULERS.create("vllm-v1", max_batched_tokens=32, max_seqs=8), time, 40, 4
+    )
+
+
+def test_by_hand():
+    # One prompt of 5 in chunks of 4 and 1, then 2 more tokens: four iterations of 10 ps; the second arrives meanwhile.
+    scheduler = SCHEDULERS.create("vllm-v1", max_batched_tokens=4, max_seqs=4)
+    outcome = same([(0, 5, 3), (5, 2, 1)], scheduler, AffineIterationTime(10, 0, 0), 8, 4)
+    assert outcome.first_ps == [20, 20]
+    assert outcome.finish_ps == [40, 20]
+    assert outcome.iterations == 4
+
+
+def test_what_can_never_fit_is_rejected():
+    scheduler = SCHEDULERS.create("vllm-v1")
+    outcome = same([(0, 100, 5), (0, 8, 5)], scheduler, AffineIterationTime(10, 0, 0), 8, 4)
+    assert outcome.rejected == 1 and outcome.finish_ps[0] == -1 and outcome.finish_ps[1] > 0
+
+
+class Greedy(Scheduler):
+    """Admits without counting blocks."""
+
+    name = "greedy"
+    source = Source("nobody", 2026, "a test")
+
+    def schedule(self, view: View) -> Decision:
+        prefill = []
+        while view.waiting:
+            sequence = view.waiting.pop()
+            prefill.append((sequence, sequence.remaining_tokens))
+        return Decision(prefill)
+
+
+def test_a_scheduler_that_gives_out_too_much_is_named():
+    with pytest.raises(FroudeError, match="greedy"):
+        jump(build([(0, 20, 5)] * 3), Greedy(), AffineIterationTime(10, 0, 0), 8, 4)

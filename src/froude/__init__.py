@@ -12,7 +12,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 # public name -> module that defines it
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "fit": "froude.laws.fitting",
+    "fit_file": "froude.laws.api",
+    "predict": "froude.laws.api",
+}
 
 __all__ = ["__version__", *_PUBLIC]
 

@@ -1,0 +1,149 @@
+"""What the commands ask of the laws: fit a file, compare laws, predict a run, list what is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from froude.core.errors import FroudeError, InvalidValueError
+from froude.core.estimate import Estimate
+from froude.laws.fitted import FittedLaw, read_law
+from froude.laws.fitting import Fit, fit
+from froude.laws.law import LAWS
+from froude.laws.published import published
+from froude.laws.table import parse_pairs, read_table
+
+
+@dataclass(frozen=True)
+class Fits:
+    """One law's fit, or several compared, best first."""
+
+    fits: tuple[Fit, ...]
+    skipped: Mapping[str, str]
+    compared: bool
+
+    @property
+    def best(self) -> Fit:
+        """The only fit, or the one that predicts held-out rows best."""
+        return self.fits[0]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the best fit."""
+        return self.best.warnings
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Of the best fit."""
+        return self.best.assumptions
+
+    def json(self) -> dict[str, Any]:
+        """The best fit's contract; with ``--law all`` also every fit, and why others were skipped."""
+        result = self.best.json()
+        if self.compared:
+            result["laws"] = [one.json() for one in self.fits]
+            result["skipped"] = [{"law": law, "reason": why} for law, why in self.skipped.items()]
+        return result
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a law says of one run."""
+
+    target: str
+    estimate: Estimate
+    warnings: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    def json(self) -> dict[str, Any]:
+        """``{"loss": {"value", "low", "high"}}``."""
+        return {self.target: self.estimate.json()}
+
+
+def fit_file(
+    runs: str | os.PathLike[str],
+    law: str,
+    *,
+    columns: str | None = None,
+    where: str | None = None,
+    holdout: str | None = None,
+    **options: Any,
+) -> Fits:
+    """Fit one law, or with ``"all"`` every law that the table's columns allow, compared by held-out error.
+
+    Raises:
+        FroudeError: the file, a column, a value or the number of rows does not allow the fit.
+    """
+    if law != "all":
+        LAWS.get(law)
+    table = read_table(runs, parse_pairs(columns, "columns"))
+    table = filter_rows(table, parse_pairs(where, "where"), str(runs))
+    if law != "all":
+        return Fits((fit(law, table, holdout=holdout, where=str(runs), **options),), {}, False)
+    fits, skipped = [], {}
+    target = "loss"
+    for name in LAWS.names():
+        if LAWS.get(name).target != target:
+            continue
+        try:
+            fits.append(fit(name, table, holdout=holdout or "largest:0.15", where=str(runs), **options))
+        except FroudeError as error:
+            skipped[name] = str(error)
+    if not fits:
+        name, why = next(iter(skipped.items()))
+        raise FroudeError(f"{runs}: no law can be fitted to it; {name!r}, for one, says: {why}")
+    fits.sort(key=lambda one: one.holdout.median_ape if one.holdout else np.inf)
+    return Fits(tuple(fits), skipped, True)
+
+
+def filter_rows(table: Mapping[str, Any], where: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Rows whose columns hold the given values (as text, or equal as numbers)."""
+    kept = dict(table)
+    for column, wanted in where.items():
+        if column not in kept:
+            raise InvalidValueError("where", column, f"is not a column of {name}")
+        values = kept[column]
+        mask = np.array([str(value) == wanted or _equal(value, wanted) for value in values])
+        if not mask.any():
+            raise InvalidValueError("where", f"{column}={wanted}", f"leaves no rows of {name}")
+        kept = {key: np.asarray(value)[mask] for key, value in kept.items()}
+    return kept
+
+
+def load(law: str) -> FittedLaw:
+    """A law by its file, or by name with its published coefficients (``NAME`` or ``NAME/SET``)."""
+    if law.endswith((".yaml", ".yml")) or Path(law).is_file():
+        return read_law(law)
+    name, _, which = law.partition("/")
+    return published(LAWS.get(name), which or None)
+
+
+def predict(law: str | FittedLaw, inputs: Sequence[str] | Mapping[str, float]) -> Prediction:
+    """The law's target for one run, given as ``["params=7e9", ...]`` or a mapping."""
+    fitted = load(law) if isinstance(law, str) else law
+    given = inputs if isinstance(inputs, Mapping) else _numbers(inputs)
+    estimate, warnings = fitted.predict(**given)
+    return Prediction(fitted.law.target, estimate, tuple(warnings), (*estimate.provenance, *fitted.notes))
+
+
+def _numbers(pieces: Sequence[str]) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for piece in pieces:
+        for name, text in parse_pairs(piece, "inputs").items():
+            try:
+                result[name] = float(text)
+            except ValueError:
+                raise InvalidValueError(name, text, "should be a number") from None
+    return result
+
+
+def _equal(value: Any, wanted: str) -> bool:
+    try:
+        return float(value) == float(wanted)
+    except (TypeError, ValueError):
+        return False

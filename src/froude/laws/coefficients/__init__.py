@@ -1,0 +1,1 @@
+"""Published coefficients, one TOML file per law."""

@@ -1,0 +1,155 @@
+"""Laws for people: fits, forms, comparisons and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from froude.reports.tables import percent, print_table
+
+if TYPE_CHECKING:
+    from froude.core.estimate import Estimate
+    from froude.laws.api import Fits, Prediction
+    from froude.laws.fitting import Fit
+
+MAX_POINTS = 4000  # drawn; more only makes the file large
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def span(estimate: Estimate) -> str:
+    """An 80% interval."""
+    return f"{number(estimate.low)} to {number(estimate.high)}" if estimate.high > estimate.low else "-"
+
+
+def show_fit(result: Fit) -> None:
+    """Print a fit: coefficients, quality, held-out error, outliers."""
+    rows = [
+        (s.name, number(result.coefficients[s.name].value), span(result.coefficients[s.name]), s.unit, s.meaning)
+        for s in result.law.symbols
+    ]
+    title = f"{result.law.name}: {result.law.form}"
+    print_table(title, ("coefficient", "value", "80% interval", "unit", "meaning"), rows)
+    said = f"\n{result.n} rows, R2 {result.r2:.4f}, objective {result.objective:.6g}, {result.fit_s:.2f} s"
+    if result.holdout:
+        held = result.holdout
+        said += f"\nheld out {held.rule}: {held.n} rows, median error {percent(held.median_ape, 2)}"
+        said += f", p90 {percent(held.p90_ape, 2)}, rank correlation {held.spearman:.3f}"
+    if result.outliers:
+        named = ", ".join(f"row {int(o['row'])} ({o['residual']:+.3f})" for o in result.outliers[:6])
+        said += f"\noutliers: {len(result.outliers)}: {named}"
+    print(said)
+
+
+def fit_chart(result: Fit) -> Any:
+    """Measured against predicted, and the residuals along the law's first input."""
+    import altair as alt
+    import numpy as np
+    import polars as pl
+
+    law, data = result.law, result.table
+    axis = "flops" if "flops" in data else law.columns()[0]
+    keep = np.linspace(0, result.n - 1, min(result.n, MAX_POINTS)).astype(int)
+    observed = data[law.target]
+    outliers = {int(o["row"]) for o in result.outliers}
+    frame = pl.DataFrame(
+        {
+            "row": data["row"][keep].astype(int),
+            "measured": observed[keep],
+            "predicted": result.predicted[keep],
+            "residual": (observed / result.predicted - 1.0 if law.residual == "log" else observed - result.predicted)[
+                keep
+            ],
+            axis: data[axis][keep],
+            "kind": ["outlier" if int(row) in outliers else "run" for row in data["row"][keep]],
+        }
+    )
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=["run", "outlier"], range=["#2b6cb0", "#c53030"]), title=None)
+    tips = ["row", "measured", "predicted", "residual", axis]
+    positive = law.residual == "log"
+    scale = alt.Scale(type="log" if positive else "linear", zero=False, nice=False, padding=10)
+    points = (
+        alt.Chart(frame)
+        .mark_circle(size=35, opacity=0.75)
+        .encode(
+            alt.X("predicted:Q", scale=scale, title=f"predicted {law.target}"),
+            alt.Y("measured:Q", scale=scale, title=f"measured {law.target}"),
+            colour,
+            tooltip=tips,
+        )
+    )
+    ends = pl.DataFrame({"predicted": [observed.min(), observed.max()], "measured": [observed.min(), observed.max()]})
+    line = alt.Chart(ends).mark_line(color="#718096", strokeDash=[4, 3]).encode(x="predicted:Q", y="measured:Q")
+    axis_scale = alt.Scale(type="log" if float(data[axis].min()) > 0 else "linear", zero=False)
+    residuals = (
+        alt.Chart(frame)
+        .mark_circle(size=35, opacity=0.75)
+        .encode(
+            alt.X(f"{axis}:Q", scale=axis_scale, title=axis, axis=alt.Axis(format=".0e")),
+            alt.Y("residual:Q", title="measured / predicted - 1" if positive else "measured - predicted"),
+            colour,
+            tooltip=tips,
+        )
+    )
+    zero = (
+        alt.Chart(pl.DataFrame({"residual": [0.0]})).mark_rule(color="#718096", strokeDash=[4, 3]).encode(y="residual")
+    )
+    title = f"{law.name}: {law.form}"
+    size = {"width": 380, "height": 320}
+    return alt.hconcat((line + points).properties(**size), (zero + residuals).properties(**size)).properties(
+        title=title
+    )
+
+
+def save_chart(chart: Any, stem: Path) -> list[Path]:
+    """Write ``stem.html`` and ``stem.png``."""
+    from io import BytesIO, StringIO
+
+    from froude.core.spec import write_atomically
+
+    page, picture = StringIO(), BytesIO()
+    chart.save(page, format="html", inline=True)
+    chart.save(picture, format="png", scale_factor=2)
+    files = [stem.with_suffix(".html"), stem.with_suffix(".png")]
+    write_atomically(files[0], page.getvalue())
+    write_atomically(files[1], picture.getvalue())
+    return files
+
+
+def show_fits(fits: Fits) -> None:
+    """Print one fit, or a comparison and the best."""
+    if fits.compared:
+        rows = [
+            (
+                one.law.name,
+                percent(held.median_ape, 2),
+                percent(held.p90_ape, 2),
+                f"{held.spearman:.3f}",
+                f"{one.r2:.4f}",
+                str(len(one.law.symbols)),
+            )
+            for one in fits.fits
+            if (held := one.holdout) is not None
+        ]
+        rule = fits.best.holdout.rule if fits.best.holdout else ""
+        header = ("law", "median error", "p90 error", "rank corr.", "R2 (all rows)", "coefficients")
+        print_table(f"Laws by held-out error ({rule})", header, rows)
+        print(f"not fitted, for want of columns or rows: {', '.join(fits.skipped)}\n" if fits.skipped else "")
+    show_fit(fits.best)
+
+
+def write_fits(fits: Fits, out: Path) -> None:
+    """The best fit as YAML and its picture as HTML and PNG, at ``out`` (a .yaml file or a folder)."""
+    file = out if out.suffix in {".yaml", ".yml"} else out / "fit.yaml"
+    fits.best.fitted.write(file)
+    save_chart(fit_chart(fits.best), file.with_suffix(""))
+
+
+def show_prediction(result: Prediction) -> None:
+    """Print a prediction with its interval and origin."""
+    print(f"{result.target} {number(result.estimate.value)}   80% interval {span(result.estimate)}")
+    for line in result.assumptions:
+        print(f"  {line}")

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "laws"
+
+
+@pytest.fixture(scope="session")
+def law_data() -> Path:
+    """Public tables of training runs; not part of the project."""
+    if not DATA.is_dir():
+        pytest.skip("tables of training runs are not here")
+    return DATA

@@ -107,7 +107,7 @@ def test_demands_are_fractions(op: Operator) -> None:
     ("device", "dtype", "tflops"),
     [
         ("a100-sxm-80gb", "bf16", (225, 262)),  # CUTLASS and cuBLAS on A100: 240 to 270
-        ("h100-sxm", "bf16", (620, 750)),  # measured large products
+        ("h100-sxm", "bf16", (600, 780)),  # 989 peak; isolated kernels reach 790
         ("h100-sxm", "fp8", (900, 1250)),
     ],
 )

@@ -23,7 +23,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants by dotted name ("gemm.kappa"). A calibration is the same table with a few values replaced."""
+    """Constants by dotted name ("gemm.ramp_k"). A calibration is the same table with a few values replaced."""
 
     table: Mapping[str, Constant]
     generations: Mapping[str, tuple[str, ...]]
@@ -48,6 +48,11 @@ class Constants:
             if any(words[: len(p.split("-"))] == p.split("-") for p in prefixes):
                 return generation
         return "other"
+
+    def of_generation(self, name: str, device: str) -> float:
+        """A number that depends on the instruction generation of a device; ``name.other`` where none is stated."""
+        own = f"{name}.{self.generation(device)}"
+        return self[own if own in self.table else f"{name}.other"]
 
     def but(self, values: Mapping[str, float], source: str) -> Constants:
         """The same constants with some replaced, as a calibration does."""

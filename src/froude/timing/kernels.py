@@ -10,8 +10,10 @@ An operator that no function knows is priced as a plain roofline: FLOPs over the
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import lru_cache, singledispatch
+from importlib import resources
 
 import numpy as np
 
@@ -59,14 +61,15 @@ class Rates:
                 return measured
             ratio = device.peak_flops.get(dtype, 0.0) / device.peak_flops.get("fp32", np.inf)
             return device.measured["gemm_flops"] * (ratio or 1.0)
-        return self._burst(dtype) * self.constants["gemm.kappa"]
+        return self._burst(dtype) * self.constants.of_generation("clock", device.name)
 
     def _burst(self, dtype: str) -> float:
         """What isolated large products reach: measured, or inferred from the dtype that was measured."""
-        device, measured = self.device, self.device.sustained(dtype)
-        if measured is not None:
-            return measured
-        reference = device.sustained("bf16")
+        device = self.device
+        known = _kernel_rates().get(device.name, device.sustained_flops)
+        if dtype in known:
+            return known[dtype]
+        reference = known.get("bf16")
         fraction = self.constants["gemm.sustained_of_peak"] if reference is None else reference / device.peak("bf16")
         if BYTES_PER_ELEMENT[dtype] < BYTES_PER_ELEMENT["bf16"]:
             fraction *= self.constants["gemm.narrow_of_wide"]
@@ -91,6 +94,17 @@ class Rates:
         if self.own_machine:
             return 0.0  # the device is the host: `gap_s` has it
         return self.constants[f"host.{self.stack.host}.kernel_s"]
+
+
+@lru_cache(maxsize=1)
+def _kernel_rates() -> dict[str, dict[str, float]]:
+    """Burst FLOP/s by device and dtype, from ``kernel_rates.toml``."""
+    raw = tomllib.loads(resources.files(__package__).joinpath("kernel_rates.toml").read_text("utf-8"))
+    found: dict[str, dict[str, float]] = {}
+    for name, row in raw.items():
+        for variant in (name, *row.pop("variants", [])):
+            found[variant] = row
+    return found
 
 
 @singledispatch
@@ -120,7 +134,7 @@ def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
     if rates.own_machine:
         return op.flops / rate
     units = rates.device.multiprocessors
-    ramp = rates.constants["gemm.ramp_k"]
+    ramp, rounding = rates.constants["gemm.ramp_k"], rates.constants["gemm.wave_rounding"]
     seconds: Array = np.inf
     for rows, columns, speed in rates.constants.structured("gemm.tiles"):
         tiles = np.ceil(np.divide(op.m, rows)) * np.ceil(np.divide(op.n, columns)) * op.batch
@@ -128,7 +142,8 @@ def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
         for split in SPLITS:
             if split > rates.constants["gemm.max_split"]:
                 break
-            waves = np.ceil(tiles * split / units)
+            exact = tiles * split / units
+            waves = rounding * np.ceil(exact) + (1.0 - rounding) * np.maximum(exact, 1.0)
             seconds = np.minimum(seconds, waves * per_unit * (np.divide(op.k, split) + ramp))
     return seconds
 
@@ -154,10 +169,7 @@ def _attention(op: Attention, rates: Rates) -> Work:
 
 def flash_fraction(rates: Rates) -> float:
     """Achieved fraction of the sustained matrix rate of a fused attention kernel on this generation of device."""
-    kernel, constants = rates.stack.attention, rates.constants
-    generation = constants.generation(rates.device.name)
-    name = f"attention.{kernel}.{generation}"
-    return constants[name if name in constants.table else f"attention.{kernel}.other"]
+    return rates.constants.of_generation(f"attention.{rates.stack.attention}", rates.device.name)
 
 
 def _unfused_attention(op: Attention, rates: Rates, kernels: float) -> Work:

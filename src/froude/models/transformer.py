@@ -145,12 +145,10 @@ def _linear(name: str, tokens: Array, k: int, n: int, axes: Axes, dtype: str) ->
     return Matmul(name=name, dtype=dtype, m=tokens, k=k, n=n, axes=axes)
 
 
-def _between(name: str, tokens: Array, width: int, dtype: str, *, reads: float = 1, flops: float = 1) -> Elementwise:
+def _between(name: str, rows: Array, width: int, dtype: str, *, reads: float = 1, flops: float = 1) -> Elementwise:
     """Elementwise work between tensor-parallel regions: its rows are split, its width is not."""
     axes = {"rows": _BETWEEN}
-    return Elementwise(
-        name=name, dtype=dtype, rows=tokens, width=width, reads=reads, flops_per_element=flops, axes=axes
-    )
+    return Elementwise(name=name, dtype=dtype, rows=rows, width=width, reads=reads, flops_per_element=flops, axes=axes)
 
 
 def _inside(name: str, tokens: Array, width: int, axis: str, dtype: str, *, flops: float = 1) -> Elementwise:
@@ -178,7 +176,7 @@ def _mlp(arch: Architecture, name: str, tokens: Array, ffn: int, dtype: str) -> 
 def _mixture(arch: Architecture, experts: Experts, tokens: Array, dtype: str) -> list[Operator]:
     """Router, permutation, grouped matmuls, weighted return; beside them the shared experts."""
     h, routed = arch.hidden, tokens * experts.top_k
-    inner = {"rows": _DISPATCHED, "width": "expert_ffn"}
+    inner: Axes = {"rows": _DISPATCHED, "width": "expert_ffn"}
 
     def move(name: str) -> Elementwise:
         axes = {"rows": _DISPATCHED}

@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC: dict[str, str] = {
+    "resolve": "froude.models.catalogue",
+    "list_models": "froude.models.catalogue",
+    "list_devices": "froude.machines.device",
+    "parse_cluster": "froude.machines.cluster",
+    "parse_clusters": "froude.machines.cluster",
     "fit": "froude.laws.fitting",
     "fit_file": "froude.laws.api",
     "predict": "froude.laws.api",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+
+from froude.commands.shell import Json, emit
 
 group = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="What Froude knows: models, devices, laws, techniques."
@@ -12,3 +16,37 @@ group = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add the command group to the application."""
     app.add_typer(group, name="show")
+
+
+@group.command("models")
+def show_models(
+    name: Annotated[str | None, typer.Argument(help="A named model, a config.json or its folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Models that can be named, or everything about one."""
+    from froude.models.catalogue import list_models
+    from froude.reports import catalogues
+
+    found = list_models(name)
+    emit(
+        {"models": [catalogues.model_facts(arch) for arch in found]},
+        as_json=as_json,
+        show=lambda: catalogues.print_models(found) if name is None else catalogues.print_model(found[0]),
+    )
+
+
+@group.command("devices")
+def show_devices(
+    name: Annotated[str | None, typer.Argument(help="A device by canonical name or alias.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Devices that can be named, or everything about one."""
+    from froude.machines.device import list_devices
+    from froude.reports import catalogues
+
+    found = list_devices(name)
+    emit(
+        {"devices": [catalogues.device_facts(device) for device in found]},
+        as_json=as_json,
+        show=lambda: catalogues.print_devices(found) if name is None else catalogues.print_device(found[0]),
+    )

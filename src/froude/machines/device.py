@@ -96,9 +96,9 @@ def device_names() -> list[str]:
     return list(_catalogue())
 
 
-def devices() -> list[Device]:
-    """Every device of the catalogue."""
-    return [device for device, _ in _catalogue().values()]
+def list_devices(name: str | None = None) -> list[Device]:
+    """Every device of the catalogue, or the one of that name or alias."""
+    return [device for device, _ in _catalogue().values()] if name is None else [find_device(name)]
 
 
 def find_device(name: str) -> Device:

@@ -58,9 +58,9 @@ def model_names() -> list[str]:
     return list(_catalogue())
 
 
-def models() -> list[Architecture]:
-    """Every model of the catalogue."""
-    return [find_model(name) for name in model_names()]
+def list_models(model: str | None = None) -> list[Architecture]:
+    """Every model of the catalogue, or the one that ``model`` names, as `resolve` reads it."""
+    return [_model(name) for name in _catalogue()] if model is None else [resolve(model)]
 
 
 def find_model(name: str) -> Architecture:

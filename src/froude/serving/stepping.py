@@ -1,4 +1,4 @@
-"""The engine's loop one iteration at a time, in plain loops: the oracle of the simulator, and the heart of a real engine.
+"""The engine's loop one iteration at a time, in plain loops: the simulator's oracle, and the heart of a real engine.
 
 `Stepper` keeps queue, running list and blocks, and asks the scheduler before every iteration. A real engine calls
 `begin`, computes what the `Iteration` says, and calls `finish`; `step` does the same with predicted times, and

@@ -1,0 +1,89 @@
+"""A serving engine as named mechanisms, read from ``engines.toml``."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from importlib import resources
+
+from pydantic import Field
+
+from froude.core.errors import UnknownNameError
+from froude.core.spec import Spec
+from froude.timing.stack import Stack
+
+
+class Figure(Spec):
+    """A constant with where it came from."""
+
+    value: float = Field(ge=0)
+    source: str
+    estimated: bool = False
+
+
+class GraphSizes(Spec):
+    """Token counts for which CUDA graphs are captured: the small ones, then multiples of a step."""
+
+    small: list[int]
+    step: int = Field(gt=0)
+    source: str
+
+
+class EngineSpec(Spec):
+    """What an engine does besides scheduling.
+
+    Attributes:
+        name: what it is called.
+        source: where this is documented.
+        scheduler: its own scheduler.
+        stack: its kernels.
+        graph_tokens: largest iteration, in tokens, that replays a CUDA graph.
+        graph_sizes: sizes that are captured; smaller batches are padded to the next.
+        block_tokens: tokens of a cache block.
+        gpu_memory_utilization: fraction of device memory the engine may use.
+        step_s, sequence_s: host time that the device waits for, per iteration and per running sequence.
+        reserve_bytes: memory that is neither weights, activations nor cache.
+    """
+
+    name: str
+    source: str
+    scheduler: str
+    stack: Stack
+    graph_tokens: int = Field(ge=0)
+    graph_sizes: GraphSizes
+    block_tokens: int = Field(gt=0)
+    gpu_memory_utilization: float = Field(gt=0, le=1)
+    step_s: Figure
+    sequence_s: Figure
+    reserve_bytes: Figure
+
+    def padded(self, tokens: int) -> int:
+        """Tokens the dense kernels compute for an iteration of that many."""
+        if tokens > self.graph_tokens:
+            return tokens
+        for size in self.graph_sizes.small:
+            if tokens <= size:
+                return size
+        return -(-tokens // self.graph_sizes.step) * self.graph_sizes.step
+
+
+def engine_names() -> list[str]:
+    """Engines that ship."""
+    return list(_engines())
+
+
+def find_engine(name: str) -> EngineSpec:
+    """The engine of that name.
+
+    Raises:
+        UnknownNameError: naming the nearest one.
+    """
+    if name not in _engines():
+        raise UnknownNameError("engine", name, _engines())
+    return _engines()[name]
+
+
+@functools.cache
+def _engines() -> dict[str, EngineSpec]:
+    raw = tomllib.loads(resources.files(__package__).joinpath("engines.toml").read_text("utf-8"))
+    return {name: EngineSpec.parse({"name": name, **row}, where=f"engines.toml, {name}") for name, row in raw.items()}

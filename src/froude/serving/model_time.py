@@ -1,0 +1,197 @@
+"""Iteration time of a transformer on a device, from its operators and the timing room's prices.
+
+Products, elementwise work and collectives depend on the number of tokens only, which is constant within a segment:
+they are one table. Attention is affine in the contexts: its price is taken at two contexts and the line between them.
+All prices are asked for over arrays, a page of token counts at a time, and rounded to picoseconds once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from froude.core.arrays import Array, Floats
+from froude.core.errors import InvalidValueError
+from froude.machines.cluster import Cluster, Group
+from froude.models.architecture import Architecture
+from froude.models.operator import Attention, Operator
+from froude.models.transformer import (
+    attended_pairs,
+    embedding_operators,
+    head_operators,
+    ragged_layer_operators,
+    read_context,
+)
+from froude.serving.engine_spec import EngineSpec
+from froude.serving.iteration import IterationTime, Prompts
+from froude.timing.cost import Collective, CostModel
+
+PS = 1e12
+_PAGE = 2048  # token counts priced at a time
+_LONG = 8192  # context at which the line of attention's price is drawn
+_FOREVER = 1 << 60
+
+
+class ModelIterationTime(IterationTime):
+    """Prices iterations of one replica: ``tensor_parallel`` devices of ``cluster`` that hold ``arch`` together."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        cluster: Cluster,
+        engine: EngineSpec,
+        cost: CostModel,
+        tensor_parallel: int = 1,
+        dtype: str = "bf16",
+    ) -> None:
+        check_tensor_parallel(arch, tensor_parallel)
+        self.arch, self.cluster, self.engine, self.cost = arch, cluster, engine, cost
+        self.tensor_parallel, self.dtype = tensor_parallel, dtype
+        self.ways: dict[str, Array] = {
+            "heads": tensor_parallel,
+            "kv_heads": min(tensor_parallel, arch.kv_heads),
+            "ffn": tensor_parallel,
+            "vocab": tensor_parallel,
+            "expert_ffn": tensor_parallel,
+        }
+        self._step_ps = round((engine.step_s.value + self._attention_gap_s()) * PS)
+        self._sequence_ps = round(engine.sequence_s.value * PS)
+        self._key_ps, self._row_ps = self._decode_line()
+        self._tokens: dict[int, int] = {}
+        self._sampled: dict[int, int] = {}
+        self._chunks: dict[int, tuple[int, int]] = {}
+
+    def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
+        """See `IterationTime`."""
+        key_ps = self._key_ps
+        first = self._step_ps + context * key_ps + decoding * self._row_ps
+        slope = decoding * key_ps
+        tokens = sampled = decoding
+        for count, prefix in prompts:
+            line = self._chunks.get(count) or self._chunk(count)
+            first += line[0] + line[1] * prefix
+            slope += line[1] * count
+            tokens += count
+            sampled += 1
+        first += self._tokens.get(tokens) or self._dense(tokens)
+        first += self._sampled.get(sampled) or self._head(sampled)
+        return first + sampled * self._sequence_ps, slope, _FOREVER
+
+    def joules(self, busy_s: float, idle_s: float) -> float:
+        """A busy device draws its power limit, an idle one its idle power."""
+        device = self.cluster.device
+        return self.tensor_parallel * (device.tdp_w * busy_s + device.idle_w * idle_s)
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+
+    def _dense(self, tokens: int) -> int:
+        """Everything that depends on the number of tokens only; prices a page of counts at once."""
+        counts = _page(tokens)
+        padded = np.array([self.engine.padded(int(count)) for count in counts], dtype=float)
+        host_free = counts <= self.engine.graph_tokens
+        total: Array = self._price(embedding_operators(self.arch, tokens=padded, dtype=self.dtype))
+        for layers, dense in self._kinds():
+            operators = [op for op in self._layer(padded, 0.0, 0.0, dense) if not isinstance(op, Attention)]
+            reduced = Collective(
+                kind="all-reduce",
+                bytes=padded * self.arch.hidden * 2.0,
+                group=Group(self.tensor_parallel),
+                name="tensor parallel",
+                count=2,
+            )
+            sharded = [op.shard(self.ways) for op in operators]
+            device_s = self._price(operators) + self.cost.collective(reduced).seconds
+            launched_s = self.cost.with_host(device_s, self.cost.host_s([*sharded, reduced]))
+            total = total + layers * np.where(host_free, device_s, launched_s)
+        norm = head_operators(self.arch, tokens=padded, positions=1, dtype=self.dtype)[:1]
+        total = total + self._price(norm)
+        self._tokens.update(zip(counts.tolist(), _ps(total), strict=True))
+        return self._tokens[tokens]
+
+    def _head(self, sampled: int) -> int:
+        """LM head and sampling."""
+        counts = _page(sampled)
+        operators = head_operators(self.arch, tokens=1, positions=counts.astype(float), dtype=self.dtype)[1:]
+        gathered = Collective(
+            kind="all-gather",
+            bytes=counts * self.arch.vocab * 2.0,
+            group=Group(self.tensor_parallel),
+            name="logits",
+        )
+        seconds = self._price(operators) + self.cost.collective(gathered).seconds
+        self._sampled.update(zip(counts.tolist(), _ps(seconds), strict=True))
+        return self._sampled[sampled]
+
+    def _chunk(self, tokens: int) -> tuple[int, int]:
+        """Attention of a prompt's chunk: without prefix, and per token of prefix."""
+        counts = _page(tokens).astype(float)
+        window = self.arch.sliding_window
+        near, far = (
+            self._attention(counts, attended_pairs(counts, prefix, window), read_context(counts, prefix, window))
+            for prefix in (0.0, float(_LONG))
+        )
+        lines = zip(_ps(near), _ps((far - near) / _LONG), strict=True)
+        self._chunks.update(zip(counts.astype(int).tolist(), lines, strict=True))
+        return self._chunks[tokens]
+
+    def _decode_line(self) -> tuple[int, int]:
+        """Attention of decoding: per key read, and per sequence."""
+        rows, keys = np.array([0.0, 1.0, 1.0]) * 64.0 + 1e-9, np.array([1.0, 1.0, 2.0]) * 64.0 * _LONG
+        seconds = np.asarray(self._attention(rows, keys, keys))
+        per_key = (seconds[2] - seconds[1]) / (64.0 * _LONG)
+        return round(float(per_key) * PS), max(0, round(float(seconds[1] - seconds[0]) / 64.0 * PS))
+
+    def _attention_gap_s(self) -> float:
+        """Starting attention once per layer; what it computes is priced apart."""
+        nothing = self._operators_attention(1e-9, 1e-9, 1e-9)
+        return float(np.asarray(self._price(nothing))) * self.arch.layers
+
+    # -- prices ------------------------------------------------------------------------------------------------------
+
+    def _kinds(self) -> list[tuple[int, bool]]:
+        """How many layers of which kind: (count, dense although the model has experts)."""
+        experts = self.arch.experts
+        if experts is None or not experts.dense_layers:
+            return [(self.arch.layers, False)]
+        return [(experts.dense_layers, True), (self.arch.moe_layers, False)]
+
+    def _layer(self, tokens: Array, pairs: Array, context: Array, dense: bool = False) -> list[Operator]:
+        return ragged_layer_operators(
+            self.arch, tokens=tokens, pairs=pairs, context=context, dtype=self.dtype, dense=dense
+        )
+
+    def _operators_attention(self, tokens: Array, pairs: Array, context: Array) -> list[Operator]:
+        return [op for op in self._layer(tokens, pairs, context) if isinstance(op, Attention)]
+
+    def _attention(self, tokens: Array, pairs: Array, context: Array) -> Floats:
+        """Seconds of attention in all layers, without starting it."""
+        layers = self.arch.layers
+        seconds = np.asarray(self._price(self._operators_attention(tokens, pairs, context)), dtype=float)
+        return np.maximum(0.0, seconds * layers - self._attention_gap_s())
+
+    def _price(self, operators: Sequence[Operator]) -> Array:
+        return self.cost.sequence([op.shard(self.ways) for op in operators]).seconds
+
+
+def check_tensor_parallel(arch: Architecture, tensor_parallel: int) -> None:
+    """Refuse a degree that does not divide the model.
+
+    Raises:
+        InvalidValueError: naming the degrees that do.
+    """
+    if tensor_parallel < 1 or arch.heads % tensor_parallel:
+        able = [n for n in range(1, arch.heads + 1) if arch.heads % n == 0]
+        nearest = min(able, key=lambda n: abs(n - tensor_parallel))
+        why = f"does not divide the {arch.heads} heads of {arch.name}; the nearest that does is {nearest}"
+        raise InvalidValueError("tp", tensor_parallel, why)
+
+
+def _page(count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    start = (count - 1) // _PAGE * _PAGE + 1
+    return np.arange(start, start + _PAGE, dtype=np.int64)
+
+
+def _ps(seconds: Array) -> list[int]:
+    rounded: list[int] = np.maximum(1, np.rint(np.asarray(seconds) * PS)).astype(np.int64).tolist()
+    return rounded

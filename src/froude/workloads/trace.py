@@ -1,0 +1,129 @@
+"""A request trace as arrays, and the arrival processes that can be laid over its lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from froude.core.arrays import Floats
+from froude.core.errors import InvalidValueError
+from froude.workloads.call import Call
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Requests in order of arrival.
+
+    Attributes:
+        name: where they come from.
+        arrival_s: seconds from the start, not decreasing.
+        input_tokens, output_tokens: lengths, at least 1.
+        prefix_ids: hashes of each prompt's blocks, where the trace has them.
+        prefix_block_tokens: tokens that one such block holds.
+        measured: what the source recorded of each request ("ttft_s", "tpot_s", "e2e_s"), where it did.
+        source: citation.
+    """
+
+    name: str
+    arrival_s: Floats
+    input_tokens: Ints
+    output_tokens: Ints
+    prefix_ids: tuple[tuple[int, ...], ...] | None = None
+    prefix_block_tokens: int = 0
+    measured: dict[str, Floats] | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not len(self):
+            raise InvalidValueError("trace", self.name, "holds no request")
+        for field in ("input_tokens", "output_tokens"):
+            bad = np.flatnonzero(getattr(self, field) < 1)
+            if bad.size:
+                row = int(bad[0])
+                why = f"has {field} {int(getattr(self, field)[row])} at request {row}; at least 1 is needed"
+                raise InvalidValueError("trace", self.name, why)
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def duration_s(self) -> float:
+        """From the first arrival to the last."""
+        return float(self.arrival_s[-1] - self.arrival_s[0])
+
+    def calls(self) -> Iterator[Call]:
+        """Its requests one by one."""
+        for i in range(len(self)):
+            yield Call(
+                id=i,
+                input_tokens=int(self.input_tokens[i]),
+                output_tokens=int(self.output_tokens[i]),
+                arrival_s=float(self.arrival_s[i]),
+                prefix_ids=self.prefix_ids[i] if self.prefix_ids else (),
+            )
+
+    def first(self, requests: int) -> Trace:
+        """The first ``requests`` of them; a trace that has fewer is repeated from its beginning.
+
+        A repetition arrives after the one before it, at the same mean rate, and shares no prefix with it.
+        """
+        if requests < 1:
+            raise InvalidValueError("requests", requests, "is not a number of requests; the least is 1")
+        if requests <= len(self):
+            return self._take(np.arange(requests))
+        index = np.arange(requests)
+        again = self._take(index % len(self))
+        gap_s = self.duration_s / max(1, len(self) - 1)
+        round_of = index // len(self)
+        return replace(again, arrival_s=again.arrival_s + round_of * (self.duration_s + gap_s), measured=None)
+
+    def _take(self, rows: Ints) -> Trace:
+        return replace(
+            self,
+            arrival_s=self.arrival_s[rows] - self.arrival_s[0],
+            input_tokens=self.input_tokens[rows],
+            output_tokens=self.output_tokens[rows],
+            prefix_ids=tuple(self.prefix_ids[i] for i in rows) if self.prefix_ids else None,
+            measured={k: v[rows] for k, v in self.measured.items()} if self.measured else None,
+        )
+
+    def at_rate(self, rate: float, seed: int) -> Trace:
+        """The same lengths in the same order, arriving as a Poisson process of ``rate`` requests per second."""
+        if not rate > 0:
+            raise InvalidValueError("rate", rate, "is not a rate; requests per second must be positive")
+        gaps = np.random.default_rng(seed).exponential(1.0 / rate, len(self))
+        return replace(self, arrival_s=np.cumsum(gaps))
+
+    def scaled(self, factor: float) -> Trace:
+        """Time stretched ``factor`` times: above 1 the load is lighter."""
+        if not factor > 0:
+            raise InvalidValueError("time_scale", factor, "is not a factor; it must be positive")
+        return replace(self, arrival_s=(self.arrival_s - self.arrival_s[0]) * factor)
+
+    def at_once(self) -> Trace:
+        """Every request ready at the start, as closed-loop clients and offline batches have them."""
+        return replace(self, arrival_s=np.zeros(len(self)))
+
+
+def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any, **more: Any) -> Trace:
+    """A trace from columns in any order of arrival; ties keep their order, times start at zero."""
+    arrival = np.asarray(arrival_s, dtype=np.float64)
+    order = np.argsort(arrival, kind="stable")
+    start = arrival[order[0]] if len(order) else 0.0
+    prefix_ids = more.pop("prefix_ids", None)
+    measured = more.pop("measured", None)
+    return Trace(
+        name=name,
+        arrival_s=arrival[order] - start,
+        input_tokens=np.asarray(input_tokens, dtype=np.int64)[order],
+        output_tokens=np.asarray(output_tokens, dtype=np.int64)[order],
+        prefix_ids=tuple(tuple(prefix_ids[i]) for i in order) if prefix_ids is not None else None,
+        measured={k: np.asarray(v, dtype=np.float64)[order] for k, v in measured.items()} if measured else None,
+        **more,
+    )

@@ -19,8 +19,8 @@ class Pass(NamedTuple):
 class Schedule(ABC):
     """In what order each pipeline stage does its passes.
 
-    A stage holds ``chunks`` pieces of the model (virtual stages); piece ``c`` of stage ``s`` is the ``c * stages + s``-th
-    of the whole. Which pass waits for which other is the same for all schedules and is no business of theirs.
+    A stage holds ``chunks`` pieces of the model (virtual stages): piece ``c`` of stage ``s`` is number
+    ``c * stages + s`` of all. Which pass waits for which other is the same for all schedules, and no business of theirs.
     """
 
     name: ClassVar[str]

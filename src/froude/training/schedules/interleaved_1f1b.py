@@ -1,6 +1,6 @@
 """Interleaved 1F1B (PTD-P): each stage holds several chunks of layers and runs 1F1B over them in turn.
 
-The pipeline fills in passes of one chunk instead of one stage, so less time is lost; activations cross stages more often.
+The pipeline fills in passes of a chunk instead of a stage, so less time is lost; activations cross stages more often.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Interleaved1F1B(Schedule):
         return None
 
     def order(self, stages: int, micro_batches: int, chunks: int) -> list[list[Pass]]:
-        """Stage ``s`` runs ``2 (stages - s - 1) + (chunks - 1) stages`` forward passes before it starts to alternate."""
+        """Stage ``s`` warms up for ``2 (stages - s - 1) + (chunks - 1) stages`` forward passes, then alternates."""
         total = micro_batches * chunks
         forward = [Pass("forward", *_turn(k, stages, chunks)) for k in range(total)]
         backward = []

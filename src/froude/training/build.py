@@ -1,0 +1,257 @@
+"""From a structure and prices to the one `Program` of a step: searched over arrays, played by events, run for real."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.core.errors import FroudeError
+from froude.program.program import Action, Lane, MemoryDelta, Program
+from froude.training.price import Priced, add_up, combine
+from froude.training.schedule import Pass, Schedule
+from froude.training.work import BlockName
+
+MAX_PARTS = 8
+"""Pieces that a pass is cut into where communication overlaps it: more only shortens what is exposed at its ends."""
+
+Composition = Mapping[BlockName, int]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Everything about a step that decides which tasks there are and in which order, but not how long they take.
+
+    Attributes:
+        stages, chunks, micro_batches: of the pipeline.
+        schedule: the order of passes.
+        layers: of the model.
+        gather_each, reduce_each: when weights are gathered and gradients reduced: every "pass", once per "step", or
+            not at all (None).
+        shard_overlap, gradient_overlap, pipeline_overlap: whether the stack overlaps that communication.
+    """
+
+    stages: int
+    chunks: int
+    micro_batches: int
+    schedule: Schedule
+    layers: int
+    gather_each: str | None
+    reduce_each: str | None
+    shard_overlap: bool = True
+    gradient_overlap: bool = True
+    pipeline_overlap: bool = True
+
+    def compositions(self) -> tuple[Composition, ...]:
+        """What each virtual stage is made of, first to last."""
+        return compositions(self.layers, self.stages, self.chunks)
+
+    def stage_composition(self, stage: int) -> Composition:
+        """All chunks of a stage together."""
+        return stage_composition(self.compositions(), stage, self.stages)
+
+
+@lru_cache(maxsize=1024)
+def compositions(layers: int, stages: int, chunks: int) -> tuple[Composition, ...]:
+    """What each virtual stage is made of, first to last."""
+    pieces: list[dict[BlockName, int]] = [{"layer": n} for n in split_layers(layers, stages * chunks)]
+    pieces[0]["embedding"] = 1
+    pieces[-1]["head"] = 1
+    return tuple(pieces)
+
+
+def stage_composition(pieces: Sequence[Composition], stage: int, stages: int) -> Composition:
+    """All chunks of a stage together."""
+    total: dict[BlockName, int] = {}
+    for piece in pieces[stage::stages]:
+        for name, count in piece.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def split_layers(layers: int, pieces: int) -> list[int]:
+    """Layers of each virtual stage: equal where they divide.
+
+    Where they do not, the embedding and the head count as a layer each if that makes the pieces equal (as BLOOM and
+    Llama 3 were laid out); otherwise the remainder goes to the earlier middle pieces.
+    """
+    if pieces > layers:
+        raise FroudeError(f"pipeline_parallel: {pieces} virtual stages are more than the model's {layers} layers")
+    base, rest = divmod(layers, pieces)
+    if rest == 0:
+        return [base] * pieces
+    counts = [base] * pieces
+    if (layers + 2) % pieces == 0 and base >= 1:
+        counts = [base + 1] * pieces
+        counts[0] -= 1
+        counts[-1] -= 1
+    elif (layers + 1) % pieces == 0 and base >= 1:
+        counts = [base + 1] * pieces
+        counts[-1] -= 1
+    else:
+        for i in range(rest):
+            counts[(i + 1) % pieces] += 1
+    return counts
+
+
+def build_program(structure: Structure, priced: Priced, resident: Mapping[int, Array]) -> Program:
+    """The program of one training step.
+
+    Args:
+        structure: which tasks, in which order.
+        priced: how long they take and what they hold; arrays over the candidates that share the structure.
+        resident: stage -> bytes that stay allocated throughout.
+    """
+    return _Builder(structure, priced).build(resident)
+
+
+class _Builder:
+    def __init__(self, structure: Structure, priced: Priced) -> None:
+        self.s, self.priced = structure, priced
+        self.program = Program()
+        self.virtual = structure.compositions()
+        self.program.costs["send"] = priced.send
+        self.forward_done: dict[tuple[int, int], int] = {}  # (virtual stage, micro-batch) -> task to wait for
+        self.backward_done: dict[tuple[int, int], int] = {}
+        self.reduces: dict[int, list[int]] = {}
+
+    def build(self, resident: Mapping[int, Array]) -> Program:
+        s = self.s
+        orders = s.schedule.order(s.stages, s.micro_batches, s.chunks)
+        last_backward = [{p.chunk: p.micro_batch for p in order if p.kind == "backward"} for order in orders]
+        first_forward = [{p.chunk: p.micro_batch for p in reversed(order) if p.kind == "forward"} for order in orders]
+        # Passes are added stage by stage in lane order; what a pass waits for on other stages is linked afterwards.
+        links: list[tuple[int, tuple[str, int, int]]] = []
+        for stage, order in enumerate(orders):
+            for item in order:
+                links += self._pass(stage, item, first_forward[stage][item.chunk], last_backward[stage][item.chunk])
+        for task_id, (kind, virtual, micro_batch) in links:
+            done = self.forward_done if kind == "forward" else self.backward_done
+            self.program.tasks[task_id].after.append(done[(virtual, micro_batch)])
+        for stage in range(s.stages):
+            self._finish_step(stage)
+        self.program.resident = dict(resident)
+        return self.program
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    def _pass(self, stage: int, item: Pass, first: int, last: int) -> list[tuple[int, tuple[str, int, int]]]:
+        """Add the tasks of one pass; returns what its first task must wait for on other stages."""
+        s = self.s
+        forward = item.kind == "forward"
+        virtual = item.chunk * s.stages + stage
+        gather_each = s.gather_each if forward or s.gather_each == "pass" else None
+        gathers = gather_each == "pass" or (gather_each == "step" and s.gradient_overlap and item.micro_batch == first)
+        reduces = not forward and (s.reduce_each == "pass" or (s.reduce_each == "step" and item.micro_batch == last))
+        overlap_gather = gathers and (s.shard_overlap if gather_each == "pass" else s.gradient_overlap)
+        overlap_reduce = reduces and s.gradient_overlap
+        parts = self._parts(virtual, cut=overlap_gather or overlap_reduce)
+        if not forward:
+            parts = parts[::-1]
+        compute = Lane(stage, "compute")
+        previous: list[int] = []
+        links = []
+        for index, part in enumerate(parts):
+            after: list[int] = []
+            if gathers:
+                # Prefetch runs one part ahead: the gather of a part waits for the part before the one before it.
+                ahead = [previous[index - 2]] if overlap_gather and index >= 2 else []
+                lane = Lane(stage, "gather") if overlap_gather else compute
+                key = self._cost("gather" if forward else "gather-backward", part)
+                action = Action("gather-weights", item.chunk, item.micro_batch, index)
+                after.append(self.program.add(lane, key, action, ahead))
+            saved, transient = self._sizes(part)
+            memory = (
+                MemoryDelta(saved, at_start=1) if forward else MemoryDelta(saved, at_end=-1),
+                MemoryDelta(transient, at_start=1, at_end=-1),
+            )
+            action = Action(item.kind, item.chunk, item.micro_batch, index)
+            task = self.program.add(compute, self._cost(item.kind, part), action, after, memory)
+            previous.append(task)
+            if index == 0:
+                links = self._waits(task, item, virtual)
+            if reduces:
+                lane = Lane(stage, "reduce") if overlap_reduce else compute
+                action = Action("reduce-gradients", item.chunk, item.micro_batch, index)
+                reduce = self.program.add(lane, self._cost("reduce", part), action, [task])
+                self.reduces.setdefault(stage, []).append(reduce)
+        self._hand_over(stage, item, virtual, previous[-1])
+        return links
+
+    def _waits(self, task: int, item: Pass, virtual: int) -> list[tuple[int, tuple[str, int, int]]]:
+        last = len(self.virtual) - 1
+        if item.kind == "forward":
+            return [(task, ("forward", virtual - 1, item.micro_batch))] if virtual > 0 else []
+        if virtual < last:
+            return [(task, ("backward", virtual + 1, item.micro_batch))]
+        return [(task, ("forward", last, item.micro_batch))]
+
+    def _hand_over(self, stage: int, item: Pass, virtual: int, task: int) -> None:
+        """Send the result on, unless it stays on this stage or there is nobody to send it to."""
+        forward = item.kind == "forward"
+        edge = virtual == len(self.virtual) - 1 if forward else virtual == 0
+        done = task
+        if not edge and self.s.stages > 1:
+            lane = Lane(stage, "send" if self.s.pipeline_overlap else "compute")
+            action = Action("send-activation" if forward else "send-gradient", item.chunk, item.micro_batch)
+            done = self.program.add(lane, "send", action, [task])
+        (self.forward_done if forward else self.backward_done)[(virtual, item.micro_batch)] = done
+
+    # -- the end of the step -------------------------------------------------------------------------------------------
+
+    def _finish_step(self, stage: int) -> None:
+        composition = self.s.stage_composition(stage)
+        compute = Lane(stage, "compute")
+        key = self._cost("optimizer", composition)
+        done = self.program.add(compute, key, Action("optimizer"), self.reduces.get(stage, []))
+        if self.s.gather_each == "step" and not self.s.gradient_overlap:
+            self.program.add(compute, self._cost("gather", composition), Action("gather-weights"), [done])
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def _parts(self, virtual: int, *, cut: bool) -> list[Composition]:
+        whole = self.virtual[virtual]
+        layers = whole.get("layer", 0)
+        count = min(MAX_PARTS, layers) if cut else 1
+        if count <= 1:
+            return [whole]
+        sizes = [len(piece) for piece in np.array_split(np.arange(layers), count)]
+        parts: list[dict[BlockName, int]] = [{"layer": n} for n in sizes]
+        if "embedding" in whole:
+            parts[0]["embedding"] = 1
+        if "head" in whole:
+            parts[-1]["head"] = 1
+        return list(parts)
+
+    def _cost(self, what: str, composition: Composition) -> str:
+        key = f"{what}:{_label(composition)}"
+        if key not in self.program.costs:
+            table = {
+                "forward": self.priced.forward,
+                "backward": self.priced.backward,
+                "gather": self.priced.gather_forward,
+                "gather-backward": self.priced.gather_backward,
+                "reduce": self.priced.reduce,
+                "optimizer": self.priced.update,
+            }[what]
+            self.program.costs[key] = combine(composition, table)
+        return key
+
+    def _sizes(self, composition: Composition) -> tuple[str, str]:
+        saved, transient = f"saved:{_label(composition)}", f"transient:{_label(composition)}"
+        if saved not in self.program.sizes:
+            self.program.sizes[saved] = add_up(composition, self.priced.saved_bytes)
+            # One block at a time is in flight: the largest of those present.
+            present = [self.priced.transient_bytes[name] for name, n in composition.items() if n]
+            largest = present[0]
+            for other in present[1:]:
+                largest = np.maximum(largest, other)
+            self.program.sizes[transient] = largest
+        return saved, transient
+
+
+def _label(composition: Composition) -> str:
+    return "+".join(f"{count} {name}" for name, count in sorted(composition.items()) if count)

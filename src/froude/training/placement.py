@@ -1,0 +1,142 @@
+"""The `Placement` contract: which logical axis lies on which mesh axis; where each state lives, in how many pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.machines.cluster import Group
+from froude.training.plan import Job, Layout, Recompute
+
+MESH_AXES = ("tp", "cp", "dp", "pp")
+"""Innermost first: neighbours along "tp" are neighbours in the machine."""
+
+
+@dataclass(frozen=True)
+class LayoutBatch:
+    """Layouts that do the same kind of work, as arrays over candidates.
+
+    What decides which operators and collectives there are (ZeRO stage, recompute, sequence parallelism) is one value
+    for the batch; what decides their sizes is an array.
+    """
+
+    tensor_parallel: np.ndarray
+    context_parallel: np.ndarray
+    data_parallel: np.ndarray
+    pipeline_parallel: np.ndarray
+    virtual_stages: np.ndarray
+    micro_batch: np.ndarray
+    zero_stage: int
+    recompute: Recompute
+    sequence_parallel: bool
+
+    @classmethod
+    def of(cls, layouts: Sequence[Layout]) -> LayoutBatch:
+        """Layouts of one kind (see `kind`)."""
+        kinds = {kind(layout) for layout in layouts}
+        if len(kinds) != 1:
+            raise ValueError(f"a batch holds layouts of one kind, not {len(kinds)}")
+        zero_stage, recompute, sequence_parallel = kinds.pop()
+
+        def column(name: str) -> np.ndarray:
+            return np.array([getattr(layout, name) for layout in layouts], dtype=float)
+
+        return cls(
+            tensor_parallel=column("tensor_parallel"),
+            context_parallel=column("context_parallel"),
+            data_parallel=column("data_parallel"),
+            pipeline_parallel=column("pipeline_parallel"),
+            virtual_stages=column("virtual_stages"),
+            micro_batch=column("micro_batch"),
+            zero_stage=zero_stage,
+            recompute=recompute,
+            sequence_parallel=sequence_parallel,
+        )
+
+
+def kind(layout: Layout) -> tuple[int, Recompute, bool]:
+    """What layouts must share to be priced together."""
+    return layout.zero_stage, layout.recompute, layout.sequence_parallel
+
+
+@dataclass(frozen=True)
+class State:
+    """Something kept per parameter from step to step.
+
+    Attributes:
+        bytes_per_parameter: size of one copy.
+        shards: pieces it is divided into, beyond the division of the model itself.
+        tier: "device" or "host".
+    """
+
+    bytes_per_parameter: float
+    shards: Array = 1
+    tier: Literal["device", "host"] = "device"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where everything is.
+
+    Attributes:
+        mesh: mesh axis -> its size; arrays over candidates.
+        axes: logical axis of an operator -> mesh axis it is split over; axes left out are not split.
+        states: "weights", "gradients", "optimizer", and what techniques add.
+    """
+
+    mesh: Mapping[str, Array]
+    axes: Mapping[str, str]
+    states: Mapping[str, State]
+
+    @property
+    def ways(self) -> dict[str, Array]:
+        """Logical axis -> number of pieces: what `Operator.shard` takes."""
+        return {axis: self.mesh[mesh_axis] for axis, mesh_axis in self.axes.items()}
+
+    def group(self, axis: str) -> Group:
+        """The ranks that differ along one mesh axis only."""
+        stride: Array = 1
+        for inner in MESH_AXES[: MESH_AXES.index(axis)]:
+            stride = stride * self.mesh[inner]
+        return Group(self.mesh[axis], stride)
+
+    def with_state(self, name: str, state: State) -> Placement:
+        """The same placement with one state added or replaced."""
+        return replace(self, states={**self.states, name: state})
+
+    def resident_bytes(self, parameters: Array) -> dict[str, Array]:
+        """Bytes on one device of every state of a rank that holds ``parameters`` of the model."""
+        return {
+            name: parameters * state.bytes_per_parameter / state.shards
+            for name, state in self.states.items()
+            if state.tier == "device"
+        }
+
+
+def place(job: Job, batch: LayoutBatch, gradient_bytes: float) -> Placement:
+    """Megatron's placement with ZeRO: heads, MLP width and vocabulary over "tp", states over "dp" by ZeRO stage.
+
+    Mixed precision keeps 16-bit weights with fp32 master weights and Adam moments (12 bytes); fp32 keeps the weights
+    themselves and the moments (8 bytes). Source: Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054, section 3.1.
+    """
+    mesh = {
+        "tp": batch.tensor_parallel,
+        "cp": batch.context_parallel,
+        "dp": batch.data_parallel,
+        "pp": batch.pipeline_parallel,
+    }
+    axes = {"heads": "tp", "kv_heads": "tp", "ffn": "tp", "vocab": "tp", "sequence": "cp"}
+    if batch.sequence_parallel:
+        axes["tokens"] = "tp"
+    mixed = job.precision != "fp32"
+    sharded = batch.data_parallel * batch.context_parallel
+    states = {
+        "weights": State(2.0 if mixed else 4.0, sharded if batch.zero_stage >= 3 else 1),
+        "gradients": State(gradient_bytes, sharded if batch.zero_stage >= 2 else 1),
+        "optimizer": State(12.0 if mixed else 8.0, sharded if batch.zero_stage >= 1 else 1),
+    }
+    return Placement(mesh, axes, states)

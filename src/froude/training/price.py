@@ -1,0 +1,119 @@
+"""Put times and bytes on the work of a step: what each block takes, for all candidates of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.models.operator import Operator
+from froude.timing.cost import NOTHING, Collective, Cost, CostModel
+from froude.training.placement import Placement
+from froude.training.work import BLOCKS, BlockName, StepWork, Sync
+
+Costs = Mapping[BlockName, Cost]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A step's numbers per block; arrays over candidates.
+
+    Attributes:
+        forward, backward: one micro-batch through one block, blocking collectives included.
+        tensor: of that, what tensor-parallel collectives take, forward and backward together (for the waterfall).
+        gather_forward, gather_backward, reduce, update: of one block; empty mappings when there are none.
+        send: one hand-over between stages.
+        parameters, saved_bytes, transient_bytes: of one block.
+    """
+
+    forward: Costs
+    backward: Costs
+    tensor: Costs
+    gather_forward: Costs
+    gather_backward: Costs
+    reduce: Costs
+    update: Costs
+    send: Cost
+    parameters: Mapping[BlockName, Array]
+    saved_bytes: Mapping[BlockName, Array]
+    transient_bytes: Mapping[BlockName, Array]
+
+    def pick(self, which: np.ndarray) -> Priced:
+        """The numbers of some candidates only."""
+
+        def of_array(value: Array) -> Array:
+            return value if np.ndim(value) == 0 else np.asarray(value)[which]
+
+        def of_cost(cost: Cost) -> Cost:
+            return Cost(of_array(cost.seconds), {k: of_array(d) for k, d in cost.demands.items()}, cost.source)
+
+        changed: dict[str, object] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Cost):
+                changed[item.name] = of_cost(value)
+            else:
+                changed[item.name] = {k: of_cost(v) if isinstance(v, Cost) else of_array(v) for k, v in value.items()}
+        return Priced(**changed)  # type: ignore[arg-type]
+
+
+def price(work: StepWork, model: CostModel) -> Priced:
+    """Price every block once. A block takes as long as its device works or its host needs to start its kernels."""
+    forward: dict[BlockName, Cost] = {}
+    backward: dict[BlockName, Cost] = {}
+    tensor: dict[BlockName, Cost] = {}
+    for name in BLOCKS:
+        block = work.blocks[name]
+        forward[name], exposed_forward = _pass(block.forward, model)
+        backward[name], exposed_backward = _pass(block.backward, model)
+        tensor[name] = exposed_forward + exposed_backward
+    return Priced(
+        forward=forward,
+        backward=backward,
+        tensor=tensor,
+        gather_forward=_sync(work.gather_forward, model),
+        gather_backward=_sync(work.gather_backward, model),
+        reduce=_sync(work.reduce, model),
+        update={name: model.sequence(ops) for name, ops in work.update.items()},
+        send=model.collective(work.send),
+        parameters={name: work.blocks[name].parameters for name in BLOCKS},
+        saved_bytes={name: work.blocks[name].saved_bytes for name in BLOCKS},
+        transient_bytes={name: work.blocks[name].transient_bytes for name in BLOCKS},
+    )
+
+
+def combine(composition: Mapping[BlockName, int], costs: Costs) -> Cost:
+    """Cost of several blocks one after the other."""
+    total = NOTHING
+    for name, count in composition.items():
+        if count and name in costs:
+            total = total + costs[name].times(count)
+    return total
+
+
+def add_up(composition: Mapping[BlockName, int], sizes: Mapping[BlockName, Array]) -> Array:
+    """Size of several blocks together."""
+    return sum((sizes[name] * count for name, count in composition.items() if count), start=0.0)
+
+
+def resident_bytes(composition: Mapping[BlockName, int], priced: Priced, placement: Placement) -> dict[str, Array]:
+    """Bytes that a stage of that composition keeps throughout, by state."""
+    return placement.resident_bytes(add_up(composition, priced.parameters))
+
+
+def _pass(items: Sequence[Operator | Collective], model: CostModel) -> tuple[Cost, Cost]:
+    """Cost of a block's pass, and the part of it that is exposed tensor-parallel communication."""
+    computed = model.sequence([item for item in items if not isinstance(item, Collective)])
+    exposed = model.exposed("tensor")
+    talked = model.sequence([item for item in items if isinstance(item, Collective)]).times(exposed)
+    busy = computed + talked
+    host_s = model.host_s(items)
+    return Cost(model.with_host(busy.seconds, host_s), busy.demands, busy.source), talked
+
+
+def _sync(sync: Sync | None, model: CostModel) -> dict[BlockName, Cost]:
+    if sync is None:
+        return {}
+    return {name: model.sequence(collectives) for name, collectives in sync.collectives.items()}

@@ -1,0 +1,389 @@
+"""Predict training steps: from layouts to step time, memory, MFU and the program behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from froude.core.arrays import Array, Floats
+from froude.core.errors import FroudeError, InvalidValueError
+from froude.machines.cluster import Cluster, parse_cluster
+from froude.models.architecture import Architecture
+from froude.models.catalogue import resolve
+from froude.program.evaluate import Timeline, compile_levels, evaluate, peak_memory
+from froude.program.program import Program
+from froude.timing.cost import CostModel
+from froude.timing.roofline import Roofline
+from froude.timing.stack import Stack, find_stack
+from froude.training.build import Structure, build_program, compositions, stage_composition
+from froude.training.ledger import Ledger, probability_of_fit, reserved_bytes
+from froude.training.placement import LayoutBatch, Placement, kind, place
+from froude.training.plan import Job, Layout, TrainPlan
+from froude.training.price import Priced, add_up, combine, price
+from froude.training.schedule import Schedule, schedules
+from froude.training.technique import StepContext, TrainingTechnique, techniques
+from froude.training.work import StepWork, step_work
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What stays the same over all candidates: model, machines, job, software, techniques."""
+
+    architecture: Architecture
+    cluster: Cluster
+    job: Job
+    stack: Stack = field(default_factory=lambda: find_stack("megatron"))
+    techniques: tuple[TrainingTechnique, ...] = ()
+    model: CostModel | None = None
+
+    @classmethod
+    def of(cls, plan: TrainPlan) -> Scenario:
+        """The scenario of a plan.
+
+        Raises:
+            FroudeError: for unknown names, and for techniques that conflict.
+        """
+        used = tuple(techniques.create(use.name, **use.knobs) for use in plan.techniques)
+        for one in used:
+            for other in used:
+                if other.name in one.conflicts:
+                    raise InvalidValueError("techniques", one.name, f"cannot be combined with {other.name!r}")
+        return cls(resolve(plan.model), parse_cluster(plan.cluster), plan.job, find_stack(plan.stack), used)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """The cost model: the roofline of cluster and stack unless another was given."""
+        return self.model or Roofline(self.cluster, self.stack)
+
+    @property
+    def own_machine(self) -> bool:
+        """Whether the device is a profile measured on a computer."""
+        return bool(self.cluster.device.measured)
+
+    def micro_batches(self, layout: Layout) -> int:
+        """Micro-batches per step and replica."""
+        return self.job.global_batch_sequences // (layout.data_parallel * layout.micro_batch)
+
+    def objection(self, layout: Layout) -> str | None:
+        """Why a layout is impossible (one clause naming field and value), or None."""
+        arch, job = self.architecture, self.job
+        if layout.devices != self.cluster.count:
+            return f"layout uses {layout.devices} devices, the cluster has {self.cluster.count}"
+        if layout.context_parallel > 1 or layout.expert_parallel > 1:
+            return "context_parallel and expert_parallel above 1 are not modelled yet"
+        tp, pp = layout.tensor_parallel, layout.pipeline_parallel
+        for name, size in (("heads", arch.heads), ("ffn", arch.ffn)):
+            if size % tp:
+                return f"tensor_parallel {tp} does not divide {name} {size}"
+        if tp % arch.kv_heads and arch.kv_heads % tp:
+            return f"tensor_parallel {tp} and kv_heads {arch.kv_heads} do not divide one another"
+        if layout.sequence_parallel and job.seq_len % tp:
+            return f"tensor_parallel {tp} does not divide seq_len {job.seq_len}"
+        if pp * layout.virtual_stages > arch.layers:
+            return f"{pp * layout.virtual_stages} virtual stages are more than the {arch.layers} layers"
+        per_round = layout.data_parallel * layout.micro_batch
+        if job.global_batch_sequences % per_round:
+            return (
+                f"data_parallel x micro_batch {per_round} does not divide the global batch of "
+                f"{job.global_batch_sequences} sequences"
+            )
+        if pp > 1 and layout.zero_stage >= 2:
+            return f"zero_stage {layout.zero_stage} gathers or reduces in every pass and is not combined with pipelines"
+        found = _schedule(layout.schedule).objection(pp, self.micro_batches(layout), layout.virtual_stages)
+        if found:
+            return found
+        for technique in self.techniques:
+            found = technique.objection(arch, self.cluster, job, layout)
+            if found:
+                return f"{technique.name}: {found}"
+        return None
+
+
+@lru_cache(maxsize=32)
+def _schedule(name: str) -> Schedule:
+    return schedules.create(name)
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """One layout's step.
+
+    Attributes:
+        layout: what was predicted.
+        step_s: seconds per optimizer step.
+        mfu: model FLOPs per second over the devices' dense peak.
+        tokens_per_s_per_device: throughput.
+        peak_bytes: device memory that the neediest stage takes.
+        p_fit: probability that this fits.
+        bubble_fraction: idle share of the compute lanes, averaged over stages.
+        program, timeline, candidate: where the figures come from.
+    """
+
+    layout: Layout
+    step_s: float
+    mfu: float
+    tokens_per_s_per_device: float
+    peak_bytes: float
+    p_fit: float
+    bubble_fraction: float
+    program: Program
+    timeline: Timeline
+    candidate: int
+    structure: Structure
+    priced: Priced
+    placement: Placement
+    overhead_s: float
+    straggling: float
+
+    def ledger(self, *, own_machine: bool) -> Ledger:
+        """Peak memory by stage and part."""
+        stages: dict[int, dict[str, float]] = {}
+        peaks = peak_memory(self.program)
+        width = self.program.candidates
+
+        def pick(value: Array) -> float:
+            return float(np.broadcast_to(np.asarray(value, dtype=float), (width,))[self.candidate])
+
+        for stage in range(self.structure.stages):
+            parameters = add_up(self.structure.stage_composition(stage), self.priced.parameters)
+            parts = {name: pick(size) for name, size in self.placement.resident_bytes(parameters).items()}
+            total = float(peaks[stage][self.candidate])
+            parts["activations"] = total - pick(self.program.resident[stage])
+            parts["runtime"] = float(reserved_bytes(total, own_machine=own_machine)) - total
+            stages[stage] = parts
+        return Ledger(stages)
+
+
+@dataclass(frozen=True)
+class PricedBatch:
+    """Layouts of one kind, priced together: the first half of a prediction, enough for bounds."""
+
+    layouts: tuple[Layout, ...]
+    batch: LayoutBatch
+    placement: Placement
+    work: StepWork
+    priced: Priced
+    context: StepContext
+
+
+def price_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[PricedBatch]:
+    """Price layouts, one batch per kind of work, techniques applied."""
+    by_kind: dict[object, list[Layout]] = {}
+    for layout in layouts:
+        by_kind.setdefault(kind(layout), []).append(layout)
+    batches = []
+    for members in by_kind.values():
+        batch = LayoutBatch.of(members)
+        context = StepContext(scenario.architecture, scenario.cluster, scenario.job, batch, scenario.costs)
+        placement = place(scenario.job, batch, gradient_bytes(scenario))
+        for technique in scenario.techniques:
+            placement = technique.rewrite_placement(placement, context)
+        work = step_work(scenario.architecture, scenario.job, batch, placement, scenario.stack)
+        for technique in scenario.techniques:
+            work = technique.rewrite_work(work, placement, context)
+        priced = price(work, scenario.costs)
+        batches.append(PricedBatch(tuple(members), batch, placement, work, priced, context))
+    return batches
+
+
+def gradient_bytes(scenario: Scenario) -> float:
+    """Bytes per parameter in which gradients are accumulated and reduced: what the stack does."""
+    return 4.0 if scenario.job.precision == "fp32" or scenario.stack.gradients == "fp32" else 2.0
+
+
+def structure_of(scenario: Scenario, layout: Layout, work: StepWork) -> Structure:
+    """The structure of a layout's step."""
+    stack = scenario.stack
+    schedule = _schedule(layout.schedule)
+    for technique in scenario.techniques:
+        schedule = technique.rewrite_schedule(schedule)
+    replicas = layout.data_parallel * layout.context_parallel > 1
+    return Structure(
+        stages=layout.pipeline_parallel,
+        chunks=layout.virtual_stages,
+        micro_batches=scenario.micro_batches(layout),
+        schedule=schedule,
+        layers=scenario.architecture.layers,
+        gather_each=work.gather_forward.each if work.gather_forward and replicas else None,
+        reduce_each=work.reduce.each if work.reduce and replicas else None,
+        shard_overlap=stack.shard_overlap != "none",
+        gradient_overlap=stack.gradient_overlap != "none",
+        pipeline_overlap=stack.pipeline_overlap != "none",
+    )
+
+
+def predict(scenario: Scenario, layouts: Sequence[Layout]) -> list[StepPrediction]:
+    """Predict every layout; those that share a structure are evaluated together.
+
+    Raises:
+        FroudeError: for a layout that is impossible, saying why.
+    """
+    for layout in layouts:
+        why = scenario.objection(layout)
+        if why:
+            raise FroudeError(f"layout: {why}")
+    found: dict[int, StepPrediction] = {}
+    place_of = {id(layout): i for i, layout in enumerate(layouts)}
+    for batch in price_layouts(scenario, layouts):
+        for prediction in predict_priced(scenario, batch, range(len(batch.layouts))):
+            found[place_of[id(prediction.layout)]] = prediction
+    return [found[i] for i in range(len(layouts))]
+
+
+def predict_priced(scenario: Scenario, batch: PricedBatch, which: Sequence[int]) -> list[StepPrediction]:
+    """Evaluate some layouts of a priced batch."""
+    groups: dict[Structure, list[int]] = {}
+    for i in which:
+        groups.setdefault(structure_of(scenario, batch.layouts[i], batch.work), []).append(i)
+    predictions: list[StepPrediction] = []
+    for structure, members in groups.items():
+        predictions += _predict_group(scenario, batch, structure, members)
+    return predictions
+
+
+def _predict_group(
+    scenario: Scenario, batch: PricedBatch, structure: Structure, members: list[int]
+) -> list[StepPrediction]:
+    index = np.array(members)
+    priced = batch.priced.pick(index)
+    placement = _pick_placement(batch.placement, index)
+    resident: dict[int, Array] = {
+        stage: sum(
+            placement.resident_bytes(add_up(structure.stage_composition(stage), priced.parameters)).values(), start=0.0
+        )
+        for stage in range(structure.stages)
+    }
+    program = build_program(structure, priced, resident)
+    context = replace(batch.context, batch=_pick_batch(batch.batch, index))
+    for technique in scenario.techniques:
+        program = technique.rewrite_program(program, structure, batch.work, priced, context)
+    timeline = evaluate(program, compile_levels(program))
+    width = len(members)
+    nodes = scenario.cluster.nodes
+    straggling = float(np.asarray(scenario.costs.straggling(nodes)))
+    overhead_s = scenario.costs.step_overhead_s()
+    step_s = np.broadcast_to(timeline.makespan_s * straggling + overhead_s, (width,))
+    tensors = np.stack([np.broadcast_to(peak, (width,)) for peak in peak_memory(program).values()]).max(axis=0)
+    peak = np.broadcast_to(reserved_bytes(tensors, own_machine=scenario.own_machine), (width,))
+    fits = probability_of_fit(peak, scenario.cluster.device.memory_bytes)
+    bubble = _idle_fraction(program, timeline, width)
+    job, device = scenario.job, scenario.cluster.device
+    tokens = float(job.global_batch_tokens)
+    model_flops = 3.0 * scenario.architecture.flops_per_token(job.seq_len) * tokens
+    peak_flops = device.peak(job.precision) * scenario.cluster.count
+    return [
+        StepPrediction(
+            layout=batch.layouts[i],
+            step_s=float(step_s[column]),
+            mfu=float(model_flops / step_s[column] / peak_flops),
+            tokens_per_s_per_device=float(tokens / step_s[column] / scenario.cluster.count),
+            peak_bytes=float(peak[column]),
+            p_fit=float(fits[column]),
+            bubble_fraction=float(bubble[column]),
+            program=program,
+            timeline=timeline,
+            candidate=column,
+            structure=structure,
+            priced=priced,
+            placement=placement,
+            overhead_s=overhead_s,
+            straggling=straggling,
+        )
+        for column, i in enumerate(members)
+    ]
+
+
+def lower_bound_s(scenario: Scenario, batch: PricedBatch) -> Floats:
+    """A step time that no layout of the batch can beat: its busiest stage's work, and the first fill of the pipeline.
+
+    The last stage cannot start before one micro-batch has come through all stages, nor the first stage end before one
+    has come back; both must do all their passes.
+    """
+    count = len(batch.layouts)
+    bounds = np.zeros(count)
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for i, layout in enumerate(batch.layouts):
+        key = (layout.pipeline_parallel, layout.virtual_stages, scenario.micro_batches(layout))
+        groups.setdefault(key, []).append(i)
+    for (stages, chunks, micro_batches), members in groups.items():
+        index = np.array(members)
+        priced = batch.priced.pick(index)
+        pieces = compositions(scenario.architecture.layers, stages, chunks)
+        first, last = stage_composition(pieces, 0, stages), stage_composition(pieces, stages - 1, stages)
+        both = {name: priced.forward[name] + priced.backward[name] for name in priced.forward}
+        fill = sum((combine(piece, both).seconds for piece in pieces[: stages - 1]), start=0.0)
+        busy_last = micro_batches * combine(last, both).seconds + fill
+        busy_first = micro_batches * combine(first, both).seconds
+        bounds[index] = np.maximum(busy_last, busy_first)
+    straggling = scenario.costs.straggling(scenario.cluster.nodes)
+    bound: Floats = bounds * straggling + scenario.costs.step_overhead_s()
+    return bound
+
+
+def least_memory_bytes(scenario: Scenario, batch: PricedBatch) -> Floats:
+    """Memory that every layout of the batch needs at least: its first and last stage with few micro-batches."""
+    count = len(batch.layouts)
+    least = np.zeros(count)
+    groups: dict[tuple[int, int, int, str], list[int]] = {}
+    for i, layout in enumerate(batch.layouts):
+        few = min(scenario.micro_batches(layout), 2 * layout.pipeline_parallel)
+        key = (layout.pipeline_parallel, layout.virtual_stages, few, layout.schedule)
+        groups.setdefault(key, []).append(i)
+    for (stages, chunks, few, schedule), members in groups.items():
+        index = np.array(members)
+        priced = batch.priced.pick(index)
+        placement = _pick_placement(batch.placement, index)
+        pieces = compositions(scenario.architecture.layers, stages, chunks)
+        for stage in {0, stages - 1}:
+            parameters = add_up(stage_composition(pieces, stage, stages), priced.parameters)
+            held: Array = sum(placement.resident_bytes(parameters).values(), start=0.0)
+            for chunk, most in enumerate(_most_in_flight(schedule, stages, few, chunks)[stage]):
+                held = held + most * add_up(pieces[chunk * stages + stage], priced.saved_bytes)
+            least[index] = np.maximum(least[index], held)
+    reserved: Floats = np.asarray(reserved_bytes(least, own_machine=scenario.own_machine))
+    return reserved
+
+
+@lru_cache(maxsize=4096)
+def _most_in_flight(schedule: str, stages: int, micro_batches: int, chunks: int) -> dict[int, tuple[int, ...]]:
+    """Of the first and the last stage: micro-batches held per chunk at the moment most passes are in flight."""
+    orders = _schedule(schedule).order(stages, micro_batches, chunks)
+    result = {}
+    for stage in {0, stages - 1}:
+        held, most = [0] * chunks, [0] * chunks
+        for item in orders[stage]:
+            held[item.chunk] += 1 if item.kind == "forward" else -1
+            if sum(held) > sum(most):
+                most = list(held)
+        result[stage] = tuple(most)
+    return result
+
+
+def _idle_fraction(program: Program, timeline: Timeline, width: int) -> Floats:
+    span = timeline.makespan_s
+    idle = []
+    for lane, order in program.lanes.items():
+        if lane.stream == "compute":
+            busy = (timeline.end_s[order] - timeline.start_s[order]).sum(axis=0)
+            idle.append(1.0 - busy / np.where(span > 0, span, 1.0))
+    mean: Floats = np.broadcast_to(np.mean(idle, axis=0), (width,))
+    return mean
+
+
+def _pick_placement(placement: Placement, index: np.ndarray) -> Placement:
+    def pick(value: Array) -> Array:
+        return value if np.ndim(value) == 0 else np.asarray(value)[index]
+
+    return replace(
+        placement,
+        mesh={axis: pick(size) for axis, size in placement.mesh.items()},
+        states={name: replace(state, shards=pick(state.shards)) for name, state in placement.states.items()},
+    )
+
+
+def _pick_batch(batch: LayoutBatch, index: np.ndarray) -> LayoutBatch:
+    arrays = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: value[index] for name, value in arrays.items() if isinstance(value, np.ndarray)})

@@ -1,0 +1,66 @@
+"""Techniques that act on a training step: on where things are, on what is done, on its order, or on the program itself.
+
+A technique overrides the hooks it needs; each receives what the plan would have done without it and returns what is
+to be done instead. Hooks run in the order of the class: placement, work, schedule, program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from froude.core.registry import Registry
+from froude.core.technique import Technique
+from froude.machines.cluster import Cluster
+from froude.models.architecture import Architecture
+from froude.program.program import Program
+from froude.timing.cost import CostModel
+from froude.training.build import Structure
+from froude.training.placement import LayoutBatch, Placement
+from froude.training.plan import Job, Layout
+from froude.training.price import Priced
+from froude.training.schedule import Schedule
+from froude.training.work import StepWork
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a technique may look at while it rewrites. Sizes are arrays over the candidates of ``batch``."""
+
+    architecture: Architecture
+    cluster: Cluster
+    job: Job
+    batch: LayoutBatch
+    model: CostModel
+
+
+class TrainingTechnique(Technique):
+    """A technique of training. Every hook defaults to leaving things as they are."""
+
+    def objection(self, architecture: Architecture, cluster: Cluster, job: Job, layout: Layout) -> str | None:
+        """Why it cannot be used with this plan, or None."""
+        return None
+
+    def rewrite_placement(self, placement: Placement, context: StepContext) -> Placement:
+        """Change what is sharded over which ranks, in which type, on which tier."""
+        return placement
+
+    def rewrite_work(self, work: StepWork, placement: Placement, context: StepContext) -> StepWork:
+        """Change operators and collectives of the step."""
+        return work
+
+    def rewrite_schedule(self, schedule: Schedule) -> Schedule:
+        """Change the order of passes."""
+        return schedule
+
+    def rewrite_program(
+        self, program: Program, structure: Structure, work: StepWork, priced: Priced, context: StepContext
+    ) -> Program:
+        """Change tasks, their order on lanes, what they wait for, what they cost or hold.
+
+        ``work`` and ``priced`` hold the candidates of ``context.batch`` that share ``structure``. The program is the
+        technique's own to change in place.
+        """
+        return program
+
+
+techniques: Registry[TrainingTechnique] = Registry("technique", "froude.training.techniques", TrainingTechnique)

@@ -1,0 +1,1 @@
+"""Published techniques of training, one file each."""

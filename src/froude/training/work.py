@@ -1,0 +1,303 @@
+"""What one training step does on one rank, before anything is priced: blocks of operators, and communication.
+
+A model is three kinds of block: embedding, layer, head. This is where a technique adds, removes or changes operators
+and collectives; sizes are arrays over the candidates of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.models.architecture import Architecture
+from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Matmul, Operator
+from froude.models.transformer import (
+    activation_tensors,
+    embedding_operators,
+    head_activation_tensors,
+    head_operators,
+    layer_operators,
+)
+from froude.timing.cost import Collective
+from froude.timing.stack import Stack
+from froude.training.placement import LayoutBatch, Placement
+from froude.training.plan import Job
+
+BlockName = Literal["embedding", "layer", "head"]
+Work = tuple[Operator | Collective, ...]
+BLOCKS: tuple[BlockName, ...] = ("embedding", "layer", "head")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One embedding, layer or head on one rank.
+
+    Attributes:
+        forward, backward: operators and blocking collectives of one micro-batch, in order.
+        parameters: held by the rank when nothing is sharded over data-parallel ranks.
+        saved_bytes: kept from the forward for the backward pass of one micro-batch.
+        transient_bytes: needed only while a pass runs.
+    """
+
+    forward: Work
+    backward: Work
+    parameters: Array
+    saved_bytes: Array
+    transient_bytes: Array = 0.0
+
+
+@dataclass(frozen=True)
+class Sync:
+    """A collective per block that keeps data-parallel ranks alike.
+
+    Attributes:
+        collectives: of one block, in order; empty when there is nothing to do.
+        each: once per "pass" of a micro-batch or once per "step".
+    """
+
+    collectives: Mapping[BlockName, tuple[Collective, ...]]
+    each: Literal["pass", "step"]
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """All the work of a step on one rank.
+
+    Attributes:
+        blocks: what the model is made of.
+        gather_forward, gather_backward: fetch sharded weights before a pass; None when weights are whole. For ZeRO-1
+            the forward gather, once per step, spreads what the optimizer updated.
+        reduce: combine gradients after backward passes; None on one replica.
+        update: optimizer operators of one block, on this rank's share.
+        send: activations from stage to stage (gradients on the way back are as large).
+    """
+
+    blocks: Mapping[BlockName, Block]
+    gather_forward: Sync | None
+    gather_backward: Sync | None
+    reduce: Sync | None
+    update: Mapping[BlockName, tuple[Operator, ...]]
+    send: Collective
+    notes: tuple[str, ...] = field(default=())
+
+    def with_block(self, name: BlockName, block: Block) -> StepWork:
+        """The same work with one block replaced."""
+        return replace(self, blocks={**self.blocks, name: block})
+
+
+def step_work(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> StepWork:
+    """The work of one step under Megatron's tensor parallelism (with sequence parallelism) and ZeRO.
+
+    Collectives of a layer follow Korthikanti et al. 2022, arXiv:2205.05198, section 4.2; ZeRO's follow Rajbhandari et
+    al. 2020, arXiv:1910.02054.
+    """
+    blocks: dict[BlockName, Block] = {
+        "embedding": _embedding(arch, job, batch, placement),
+        "layer": _layer(arch, job, batch, placement, stack),
+        "head": _head(arch, job, batch, placement),
+    }
+    dp = placement.group("dp")
+    weights, gradients = placement.states["weights"], placement.states["gradients"]
+
+    def per_block(
+        kind: Literal["all-gather", "reduce-scatter", "all-reduce"], size: float, name: str
+    ) -> dict[BlockName, tuple[Collective, ...]]:
+        return {
+            block: (Collective(kind=kind, bytes=part.parameters * size, group=dp, name=name),)
+            for block, part in blocks.items()
+        }
+
+    gather_forward = gather_backward = None
+    gathered = per_block("all-gather", weights.bytes_per_parameter, "weights")
+    if batch.zero_stage >= 3:
+        gather_forward, gather_backward = Sync(gathered, "pass"), Sync(gathered, "pass")
+    elif batch.zero_stage >= 1:
+        gather_forward = Sync(gathered, "step")
+    reduced = per_block(
+        "reduce-scatter" if batch.zero_stage >= 1 else "all-reduce", gradients.bytes_per_parameter, "gradients"
+    )
+    shards = placement.states["optimizer"].shards
+    return StepWork(
+        blocks=blocks,
+        gather_forward=gather_forward,
+        gather_backward=gather_backward,
+        reduce=Sync(reduced, "pass" if batch.zero_stage >= 2 else "step"),
+        update={name: _adam(block.parameters / shards, job) for name, block in blocks.items()},
+        send=_send(arch, job, batch, placement),
+    )
+
+
+def stream_bytes(arch: Architecture, job: Job, batch: LayoutBatch) -> Array:
+    """Bytes of the residual stream of one micro-batch on a rank that does not split it over "tp"."""
+    return batch.micro_batch * (job.seq_len / batch.context_parallel) * arch.hidden * activation_bytes(job)
+
+
+def activation_bytes(job: Job) -> float:
+    """Bytes per element of activations: 16 bits unless the job is plain fp32 (FP8 recipes keep a 16-bit stream)."""
+    return 4.0 if job.precision == "fp32" else 2.0
+
+
+def stream_dtype(job: Job) -> str:
+    """Element type of activations outside the matrix products."""
+    return "bf16" if job.precision == "fp8" else job.precision
+
+
+def _layer(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> Block:
+    ways = _ways(arch, placement)
+    dtype = stream_dtype(job)
+    operators = [
+        _product_dtype(op, job).shard(ways)
+        for op in layer_operators(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype)
+    ]
+    out = next(i for i, op in enumerate(operators) if op.name == "attention-out") + 1
+    opening, closing = _region_collectives(arch, job, batch, placement)
+    # Two regions, attention and MLP, each between its opening and its closing collective.
+    forward: Work = (*opening, *operators[:out], *closing, *opening, *operators[out:], *closing)
+    backward = _reversed(operators)
+    regions_backward = 2 * _region_backward(arch, job, batch, placement)
+    core = [op for op in operators if isinstance(op, Attention)]
+    flash = stack.attention not in ("unfused", "fused-softmax")
+    again: Work = ()
+    if batch.recompute == "full":
+        again = forward
+    elif batch.recompute == "selective":
+        again = tuple(core)
+    tensors = activation_tensors(
+        arch,
+        batch=batch.micro_batch,
+        queries=job.seq_len,
+        dtype=dtype,
+        recompute=batch.recompute,
+        attention="flash" if flash else "unfused",
+    )
+    saved = sum((tensor.shard(ways) for tensor in tensors), start=0.0)
+    # While a layer is recomputed, what it would have saved exists for that one layer.
+    transient: Array = 0.0
+    if batch.recompute != "none":
+        whole = activation_tensors(
+            arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype, attention="flash" if flash else "unfused"
+        )
+        transient = sum((tensor.shard(ways) for tensor in whole), start=0.0) - saved
+    return Block(
+        forward=forward,
+        backward=(*again, *backward, *regions_backward),
+        parameters=arch.layer_parameters / placement.mesh["tp"],
+        saved_bytes=saved,
+        transient_bytes=transient,
+    )
+
+
+def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> Block:
+    ways = _ways(arch, placement)
+    tokens = batch.micro_batch * job.seq_len
+    operators = [op.shard(ways) for op in embedding_operators(arch, tokens=tokens, dtype=stream_dtype(job))]
+    _, closing = _region_collectives(arch, job, batch, placement)
+    return Block(
+        forward=(*operators, *closing),
+        backward=tuple(_reversed(operators)),
+        parameters=arch.embedding_parameters / placement.mesh["tp"],
+        saved_bytes=0.0,
+    )
+
+
+def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> Block:
+    ways = _ways(arch, placement)
+    tokens = batch.micro_batch * job.seq_len
+    operators = [
+        _product_dtype(op, job).shard(ways) for op in head_operators(arch, tokens=tokens, dtype=stream_dtype(job))
+    ]
+    opening, _ = _region_collectives(arch, job, batch, placement)
+    # The vocabulary-parallel loss exchanges a maximum, a sum and the target's logit per token, in fp32.
+    loss = Collective(
+        kind="all-reduce",
+        bytes=tokens / batch.context_parallel * 3 * 4.0,
+        group=placement.group("tp"),
+        name="tp-loss",
+    )
+    tensors = {
+        t.name: t.shard(ways)
+        for t in head_activation_tensors(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=stream_dtype(job))
+    }
+    logits = tensors.pop("logits")
+    own = 0 if arch.tied_embeddings else arch.head_parameters
+    return Block(
+        forward=(*opening, *operators, loss),
+        backward=(*_reversed(operators), *_region_backward(arch, job, batch, placement)),
+        parameters=(own + arch.final_norm_parameters) / placement.mesh["tp"],
+        saved_bytes=sum(tensors.values(), start=0.0) + logits,
+        # the logits in the compute type that the fp32 copy was made from, and their gradient
+        transient_bytes=logits * (activation_bytes(job) / 4.0 + 1.0),
+    )
+
+
+def _ways(arch: Architecture, placement: Placement) -> dict[str, Array]:
+    """Pieces per logical axis; heads of grouped queries are repeated where there are fewer of them than ranks."""
+    ways = placement.ways
+    if "kv_heads" in ways:
+        ways["kv_heads"] = np.minimum(ways["kv_heads"], arch.kv_heads)
+    return ways
+
+
+def _product_dtype(op: Operator, job: Job) -> Operator:
+    """FP8 jobs run the matrix products of the layers in 8 bits; the rest of the stream stays in 16."""
+    if job.precision == "fp8" and isinstance(op, Matmul) and op.name != "lm-head":
+        return replace(op, dtype="fp8")
+    return op
+
+
+def _reversed(operators: list[Operator]) -> list[Operator]:
+    return [part for op in reversed(operators) for part in op.backward()]
+
+
+def _region_collectives(
+    arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement
+) -> tuple[tuple[Collective, ...], tuple[Collective, ...]]:
+    """What opens and closes a tensor-parallel region in the forward pass."""
+    size, tp = stream_bytes(arch, job, batch), placement.group("tp")
+    if batch.sequence_parallel:
+        return (
+            (Collective(kind="all-gather", bytes=size, group=tp, name="tp-open"),),
+            (Collective(kind="reduce-scatter", bytes=size, group=tp, name="tp-close"),),
+        )
+    return (), (Collective(kind="all-reduce", bytes=size, group=tp, name="tp-close"),)
+
+
+def _region_backward(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> tuple[Collective, ...]:
+    """Of one region: the mirror of the forward pass, and with sequence parallelism the saved input once more."""
+    size, tp = stream_bytes(arch, job, batch), placement.group("tp")
+    if batch.sequence_parallel:
+        return (
+            Collective(kind="all-gather", bytes=size, group=tp, name="tp-close-backward"),
+            Collective(kind="reduce-scatter", bytes=size, group=tp, name="tp-open-backward"),
+            Collective(kind="all-gather", bytes=size, group=tp, name="tp-input-again"),
+        )
+    return (Collective(kind="all-reduce", bytes=size, group=tp, name="tp-open-backward"),)
+
+
+def _send(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> Collective:
+    """Activations to the next stage; with sequence parallelism each tensor-parallel rank sends its own piece."""
+    size = stream_bytes(arch, job, batch)
+    if batch.sequence_parallel:
+        size = size / batch.tensor_parallel
+    return Collective(kind="send", bytes=size, group=placement.group("pp"), name="pipeline")
+
+
+def _adam(parameters: Array, job: Job) -> tuple[Operator, ...]:
+    """AdamW, fused: reads gradient, weight and both moments in fp32, writes the last three and the 16-bit weight."""
+    copies = BYTES_PER_ELEMENT["bf16"] / BYTES_PER_ELEMENT["fp32"] if job.precision != "fp32" else 0.0
+    return (
+        Elementwise(
+            name="adam",
+            dtype="fp32",
+            rows=parameters,
+            width=1,
+            reads=4.0,
+            writes=3.0 + copies,
+            flops_per_element=12.0,
+            fusable=False,
+        ),
+    )

@@ -123,7 +123,11 @@ def parse_clusters(text: str) -> list[Cluster]:
         return [Cluster.read(text)]
     name, colon, counts = text.rpartition(":")
     if not colon or not name:
-        hint = "a directory" if Path(text).is_dir() else "neither DEVICE:COUNT, such as h100-sxm:1024, nor a YAML file"
+        hint = (
+            "a directory"
+            if text and Path(text).is_dir()
+            else "neither DEVICE:COUNT, such as h100-sxm:1024, nor a YAML file"
+        )
         raise InvalidValueError("cluster", text, f"is {hint}")
     device = find_device(name)
     return [Cluster.parse({"device": device, "count": count}) for count in _counts(text, counts)]

@@ -110,9 +110,8 @@ def find_device(name: str) -> Device:
     table = _aliases()
     key = _fold(name)
     if key not in table:
-        raise UnknownNameError(
-            "device", name, [*_catalogue(), *(a for _, aliases in _catalogue().values() for a in aliases)]
-        )
+        aliases = (alias.lower() for _, names in _catalogue().values() for alias in names)
+        raise UnknownNameError("device", name, [*_catalogue(), *aliases])
     return _catalogue()[table[key]][0]
 
 

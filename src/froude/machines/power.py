@@ -70,7 +70,7 @@ class PowerModel:
         return ratio
 
     def clock_for(self, budget_w: float, compute: float, memory: float = 0.0) -> float:
-        """The highest relative clock at which that utilisation draws at most ``budget_w`` (the lowest, if none does)."""
+        """The highest relative clock at which that utilisation draws at most ``budget_w``; the lowest, if none does."""
         low, high = self.min_clock, 1.0
         if float(self.watts(compute, memory, high)) <= budget_w:
             return high

@@ -29,7 +29,7 @@ def resolve(model: str) -> Architecture:
         FroudeError: one sentence naming the nearest model, or what is wrong with the file.
     """
     path = Path(model)
-    if path.is_dir():
+    if model and path.is_dir():
         if not (path / "config.json").is_file():
             raise InvalidValueError("model", model, "is a folder without a config.json")
         return read_config(path / "config.json")

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from froude.core.errors import FroudeError
+from froude.models.catalogue import list_models, resolve
+
+# Exact counts of the published checkpoints (model cards and safetensors indices), or the papers' own figures.
+PUBLISHED = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-32b": 32_762_123_264,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+    "bloom-176b": 176_247_271_424,
+    "yi-34b": 34_388_917_248,
+    "opt-125m": 125_239_296,
+    "opt-1.3b": 1_315_758_080,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_counts(name: str) -> None:
+    assert resolve(name).parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    # Narayanan et al. (2021), table 1, column "number of parameters"; Brown et al. (2020); Almazrouei et al. (2023)
+    [
+        *((f"megatron/gpt-{n}b", float(n)) for n in ("3.6", "7.5", "18.4", "39.1", "76.1", "145.6", "310.1")),
+        ("megatron/gpt-529.6b", 529.6),
+        ("megatron/gpt-1008b", 1008.0),
+        ("gpt-3", 174.6),
+        ("falcon-180b", 179.5),
+    ],
+)
+def test_published_billions(name: str, billions: float) -> None:
+    assert resolve(name).parameters / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+def test_active_parameters() -> None:
+    assert resolve("mixtral-8x7b").active_parameters / 1e9 == pytest.approx(12.9, abs=0.05)
+    assert resolve("qwen3-30b-a3b").active_parameters / 1e9 == pytest.approx(3.3, abs=0.06)
+    assert resolve("qwen3-235b-a22b").active_parameters / 1e9 == pytest.approx(22.2, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("LLAMA-3.1-70B", "meta-llama/Llama-3.1-70B"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B"),
+        ("llama3.1_405b", "meta-llama/Llama-3.1-405B"),
+        ("Qwen/Qwen3-235B-A22B-FP8", "Qwen/Qwen3-235B-A22B"),
+        ("codellama/CodeLlama-34b-Instruct-hf", "codellama/CodeLlama-34b-hf"),
+        ("falcon", "tiiuae/falcon-180B"),
+    ],
+)
+def test_aliases(name: str, canonical: str) -> None:
+    assert resolve(name).name == canonical
+
+
+def test_every_model_names_its_source_and_resolves_to_itself() -> None:
+    found = list_models()
+    assert len(found) > 60
+    for arch in found:
+        assert arch.source
+        assert resolve(arch.name) == arch
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("llama-3.1-71b", "did you mean"), ("mixtral", "fits several models"), ("", "did you mean")],
+)
+def test_unknown_names(name: str, sentence: str) -> None:
+    with pytest.raises(FroudeError, match=sentence):
+        resolve(name)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+
+
+def write(folder: Path, config: object) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_config_json_and_its_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path, LLAMA)
+    assert resolve(folder) == resolve(f"{folder}/config.json")
+    assert resolve(folder).parameters == PUBLISHED["llama-3.1-8b"]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (
+            {**LLAMA, "model_type": "qwen2", "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+            | {"num_hidden_layers": 28, "intermediate_size": 18944, "vocab_size": 152064, "sliding_window": 131072},
+            "qwen2.5-7b",
+        ),
+        (
+            {**LLAMA, "model_type": "qwen3", "num_hidden_layers": 36, "intermediate_size": 12288, "vocab_size": 151936},
+            "qwen3-8b",
+        ),
+        (
+            {**LLAMA, "model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "vocab_size": 151936}
+            | {"num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768}
+            | {"num_experts": 128, "num_experts_per_tok": 8},
+            "qwen3-30b-a3b",
+        ),
+        (
+            {**LLAMA, "model_type": "mixtral", "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2},
+            "mixtral-8x7b",
+        ),
+        ({**LLAMA, "model_type": "mistral", "vocab_size": 32000, "sliding_window": 4096}, "mistral-7b"),
+        ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}, "gpt2"),
+        (
+            {"model_type": "opt", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+            | {"ffn_dim": 3072, "vocab_size": 50272},
+            "opt-125m",
+        ),
+        (
+            {"model_type": "bloom", "n_embed": 14336, "n_layer": 70, "num_attention_heads": 112, "vocab_size": 250880},
+            "bloom",
+        ),
+    ],
+)
+def test_families(tmp_path: Path, config: object, name: str) -> None:
+    arch = resolve(write(tmp_path, config))
+    assert arch.parameters == resolve(name).parameters
+    assert arch.sliding_window == resolve(name).sliding_window
+
+
+def test_pythia() -> None:
+    from froude.models.huggingface import from_config
+
+    config = {"model_type": "gpt_neox", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16}
+    arch = from_config({**config, "intermediate_size": 8192, "vocab_size": 50304})
+    assert arch.parameters == 1_414_647_808  # Biderman et al. (2023), Pythia-1.4B
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "not valid JSON at line 1"),
+        ("[]", "expected a JSON object"),
+        ("{}", "model_type: missing"),
+        (json.dumps({**LLAMA, "model_type": "lama"}), "did you mean 'llama'"),
+        (json.dumps({k: v for k, v in LLAMA.items() if k != "vocab_size"}), "vocab_size: missing"),
+        (json.dumps({**LLAMA, "hidden_size": "wide"}), "hidden"),
+        (json.dumps({**LLAMA, "num_attention_heads": 0}), "heads"),
+    ],
+)
+def test_bad_configs_are_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(FroudeError, match=sentence) as error:
+        resolve(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FroudeError, match=r"without a config\.json"):
+        resolve(str(tmp_path))

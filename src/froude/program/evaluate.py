@@ -173,6 +173,7 @@ class _Device:
 
     tasks: np.ndarray
     demands: np.ndarray
+    patterns: tuple[tuple[np.ndarray, np.ndarray], ...]  # (resources in use, tasks that use just those)
 
 
 def _contended_devices(program: Program) -> list[_Device]:
@@ -197,7 +198,10 @@ def _contended_devices(program: Program) -> list[_Device]:
         most = np.stack([demands[lane_index == n].max(axis=0) for n in range(len(lanes))])
         crowded = (most.sum(axis=0) > 1.0 + 1e-12).any(axis=1)
         if crowded.any():
-            devices.append(_Device(np.array(tasks, dtype=np.intp), demands[:, crowded]))
+            demands = demands[:, crowded]
+            users = (demands > 0.0).any(axis=2)
+            patterns = [(p, np.flatnonzero((users == p).all(axis=1))) for p in np.unique(users, axis=0) if p.any()]
+            devices.append(_Device(np.array(tasks, dtype=np.intp), demands, tuple(patterns)))
     return devices
 
 
@@ -213,11 +217,7 @@ def _stretch(device: _Device, timeline: Timeline, alone: Floats, durations: Floa
     load = np.cumsum(changes, axis=0)
     widths = np.append(np.diff(moments), 0.0)
     speed = 1.0 / np.maximum(load, 1.0)  # [moment, resource]
-    users = demands > 0.0
-    for pattern in np.unique(users, axis=0):
-        if not pattern.any():
-            continue
-        members = (users == pattern).all(axis=1)
+    for pattern, members in device.patterns:
         rate = speed[:, pattern].min(axis=1)
         rate[-1] = 1.0
         # Work done by time t by a task that runs throughout; its inverse gives when a task that starts at s is done.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,6 +109,15 @@ def build_program(structure: Structure, priced: Priced, resident: Mapping[int, A
     return _Builder(structure, priced).build(resident)
 
 
+class _Piece(NamedTuple):
+    """A part of a pass: keys of its cost, of the collectives around it, and of what it holds."""
+
+    cost: str
+    gather: str
+    reduce: str
+    memory: tuple[MemoryDelta, ...]
+
+
 class _Builder:
     def __init__(self, structure: Structure, priced: Priced) -> None:
         self.s, self.priced = structure, priced
@@ -117,6 +127,7 @@ class _Builder:
         self.forward_done: dict[tuple[int, int], int] = {}  # (virtual stage, micro-batch) -> task to wait for
         self.backward_done: dict[tuple[int, int], int] = {}
         self.reduces: dict[int, list[int]] = {}
+        self.pieces: dict[tuple[str, int, bool], list[_Piece]] = {}
 
     def build(self, resident: Mapping[int, Array]) -> Program:
         s = self.s
@@ -148,35 +159,27 @@ class _Builder:
         reduces = not forward and (s.reduce_each == "pass" or (s.reduce_each == "step" and item.micro_batch == last))
         overlap_gather = gathers and (s.shard_overlap if gather_each == "pass" else s.gradient_overlap)
         overlap_reduce = reduces and s.gradient_overlap
-        parts = self._parts(virtual, cut=overlap_gather or overlap_reduce)
-        if not forward:
-            parts = parts[::-1]
+        pieces = self._pieces(item.kind, virtual, overlap_gather or overlap_reduce)
         compute = Lane(stage, "compute")
         previous: list[int] = []
         links = []
-        for index, part in enumerate(parts):
+        for index, piece in enumerate(pieces):
             after: list[int] = []
             if gathers:
                 # Prefetch runs one part ahead: the gather of a part waits for the part before the one before it.
                 ahead = [previous[index - 2]] if overlap_gather and index >= 2 else []
                 lane = Lane(stage, "gather") if overlap_gather else compute
-                key = self._cost("gather" if forward else "gather-backward", part)
                 action = Action("gather-weights", item.chunk, item.micro_batch, index)
-                after.append(self.program.add(lane, key, action, ahead))
-            saved, transient = self._sizes(part)
-            memory = (
-                MemoryDelta(saved, at_start=1) if forward else MemoryDelta(saved, at_end=-1),
-                MemoryDelta(transient, at_start=1, at_end=-1),
-            )
+                after.append(self.program.add(lane, piece.gather, action, ahead))
             action = Action(item.kind, item.chunk, item.micro_batch, index)
-            task = self.program.add(compute, self._cost(item.kind, part), action, after, memory)
+            task = self.program.add(compute, piece.cost, action, after, piece.memory)
             previous.append(task)
             if index == 0:
                 links = self._waits(task, item, virtual)
             if reduces:
                 lane = Lane(stage, "reduce") if overlap_reduce else compute
                 action = Action("reduce-gradients", item.chunk, item.micro_batch, index)
-                reduce = self.program.add(lane, self._cost("reduce", part), action, [task])
+                reduce = self.program.add(lane, piece.reduce, action, [task])
                 self.reduces.setdefault(stage, []).append(reduce)
         self._hand_over(stage, item, virtual, previous[-1])
         return links
@@ -211,6 +214,28 @@ class _Builder:
             self.program.add(compute, self._cost("gather", composition), Action("gather-weights"), [done])
 
     # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def _pieces(self, kind: str, virtual: int, cut: bool) -> list[_Piece]:
+        """The parts of a pass, in order, with the keys of what they cost and hold; worked out once."""
+        known = self.pieces.get((kind, virtual, cut))
+        if known is None:
+            parts = self._parts(virtual, cut=cut)
+            known = [self._piece(kind, part) for part in (parts if kind == "forward" else parts[::-1])]
+            self.pieces[(kind, virtual, cut)] = known
+        return known
+
+    def _piece(self, kind: str, part: Composition) -> _Piece:
+        forward = kind == "forward"
+        saved, transient = self._sizes(part)
+        return _Piece(
+            cost=self._cost(kind, part),
+            gather=self._cost("gather" if forward else "gather-backward", part),
+            reduce=self._cost("reduce", part),
+            memory=(
+                MemoryDelta(saved, at_start=1) if forward else MemoryDelta(saved, at_end=-1),
+                MemoryDelta(transient, at_start=1, at_end=-1),
+            ),
+        )
 
     def _parts(self, virtual: int, *, cut: bool) -> list[Composition]:
         whole = self.virtual[virtual]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from functools import lru_cache
 from importlib import resources
 
 import numpy as np
-from scipy.special import ndtr
 
 from froude.core.arrays import Array, Floats
 
@@ -65,5 +65,6 @@ def reserved_bytes(tensor_bytes: Array, *, own_machine: bool) -> Array:
 def probability_of_fit(peak_bytes: Array, capacity_bytes: float) -> Floats:
     """Probability that a plan fits: the prediction's error is log-normal."""
     margin = np.log(capacity_bytes) - np.log(np.maximum(np.asarray(peak_bytes, dtype=float), 1.0))
-    fits: Floats = ndtr(margin / memory_constants().spread)
+    scaled = margin / memory_constants().spread / math.sqrt(2.0)
+    fits: Floats = np.vectorize(lambda z: 0.5 * (1.0 + math.erf(z)), otypes=[float])(scaled)
     return fits

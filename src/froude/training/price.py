@@ -22,7 +22,7 @@ class Priced:
 
     Attributes:
         forward, backward: one micro-batch through one block, blocking collectives included.
-        tensor: of that, what tensor-parallel collectives take, forward and backward together (for the waterfall).
+        tensor_forward, tensor_backward: of that, what exposed tensor-parallel collectives take (for the waterfall).
         gather_forward, gather_backward, reduce, update: of one block; empty mappings when there are none.
         send: one hand-over between stages.
         parameters, saved_bytes, transient_bytes: of one block.
@@ -30,7 +30,8 @@ class Priced:
 
     forward: Costs
     backward: Costs
-    tensor: Costs
+    tensor_forward: Costs
+    tensor_backward: Costs
     gather_forward: Costs
     gather_backward: Costs
     reduce: Costs
@@ -63,16 +64,17 @@ def price(work: StepWork, model: CostModel) -> Priced:
     """Price every block once. A block takes as long as its device works or its host needs to start its kernels."""
     forward: dict[BlockName, Cost] = {}
     backward: dict[BlockName, Cost] = {}
-    tensor: dict[BlockName, Cost] = {}
+    tensor_forward: dict[BlockName, Cost] = {}
+    tensor_backward: dict[BlockName, Cost] = {}
     for name in BLOCKS:
         block = work.blocks[name]
-        forward[name], exposed_forward = _pass(block.forward, model)
-        backward[name], exposed_backward = _pass(block.backward, model)
-        tensor[name] = exposed_forward + exposed_backward
+        forward[name], tensor_forward[name] = _pass(block.forward, model)
+        backward[name], tensor_backward[name] = _pass(block.backward, model)
     return Priced(
         forward=forward,
         backward=backward,
-        tensor=tensor,
+        tensor_forward=tensor_forward,
+        tensor_backward=tensor_backward,
         gather_forward=_sync(work.gather_forward, model),
         gather_backward=_sync(work.gather_backward, model),
         reduce=_sync(work.reduce, model),

@@ -20,7 +20,8 @@ class Schedule(ABC):
     """In what order each pipeline stage does its passes.
 
     A stage holds ``chunks`` pieces of the model (virtual stages): piece ``c`` of stage ``s`` is number
-    ``c * stages + s`` of all. Which pass waits for which other is the same for all schedules, and no business of theirs.
+    ``c * stages + s`` of all. Which pass waits for which other is the same for all schedules; it is no business of
+    theirs.
     """
 
     name: ClassVar[str]

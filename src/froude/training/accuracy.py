@@ -1,0 +1,21 @@
+"""How wide the interval around a predicted step is, and why."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from froude.training.step import Scenario
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("accuracy.toml").read_text("utf-8"))
+
+
+def step_spread(scenario: Scenario) -> tuple[float, str]:
+    """Half-width of the 80% interval of a step (a factor above one), and its source."""
+    row = _table()["step"]["profile" if scenario.own_machine else "catalogue"]
+    return float(row["value"]), str(row["source"])

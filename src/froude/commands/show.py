@@ -35,6 +35,23 @@ def show_models(
     )
 
 
+@group.command("laws")
+def show_laws(
+    name: Annotated[str | None, typer.Argument(help="A law.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Scaling laws that can be fitted and used, or everything about one."""
+    from froude.laws.api import list_laws
+    from froude.reports import laws as report
+
+    found = list_laws(name)
+    emit(
+        {"laws": found},
+        as_json=as_json,
+        show=lambda: report.print_laws(found) if name is None else report.print_law(found[0]),
+    )
+
+
 @group.command("devices")
 def show_devices(
     name: Annotated[str | None, typer.Argument(help="A device by canonical name or alias.")] = None,

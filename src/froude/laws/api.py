@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from froude.core.errors import FroudeError, InvalidValueError
 from froude.core.estimate import Estimate
 from froude.laws.fitted import FittedLaw, read_law
 from froude.laws.fitting import Fit, fit
-from froude.laws.law import LAWS
-from froude.laws.published import published
+from froude.laws.law import LAWS, Law
+from froude.laws.published import published, published_sets
 from froude.laws.table import parse_pairs, read_table
+
+SHOWN = {"name", "source", "data", "confidence", "ranges", "note"}  # of a published set
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,32 @@ def load(law: str) -> FittedLaw:
         return read_law(law)
     name, _, which = law.partition("/")
     return published(LAWS.get(name), which or None)
+
+
+def list_laws(name: str | None = None) -> list[dict[str, Any]]:
+    """Form, symbols with units, source and published coefficients with intervals of every law, or of one."""
+    return [_facts(kind) for kind in ([LAWS.get(name)] if name else LAWS)]
+
+
+def _facts(kind: type[Law]) -> dict[str, Any]:
+    sets = []
+    for found in published_sets(kind.name):
+        law = published(kind, found.name)
+        coefficients = {key: value.json() for key, value in law.estimates().items()}
+        sets.append({**found.model_dump(include=SHOWN), "coefficients": coefficients})
+    columns = {column: np.zeros(0) for column in published_sets(kind.name)[0].columns} if sets else {}
+    example = kind.for_table(columns)
+    return {
+        "name": kind.name,
+        "form": kind.form,
+        "inputs": list(example.columns()),
+        "target": kind.target,
+        "about": (inspect.getmodule(kind).__doc__ or "").strip().splitlines()[0],
+        "source": str(kind.source),
+        "symbols": [{"name": s.name, "unit": s.unit, "meaning": s.meaning} for s in example.symbols],
+        "allocates": kind.allocate is not Law.allocate,
+        "published": sets,
+    }
 
 
 def predict(law: str | FittedLaw, inputs: Sequence[str] | Mapping[str, float]) -> Prediction:

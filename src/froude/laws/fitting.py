@@ -18,6 +18,7 @@ from froude.laws.optimise import Problem, Residuals, bfgs, gauss_newton
 from froude.laws.table import Table, numbers
 
 SCREEN_DELTA = 0.1  # the first stage's Huber threshold: close to least squares, so that it converges fast from afar
+FIRST_LAPS, LAST_LAPS = 20, 60  # of the first stage: all starts, then the better quarter
 POLISHED = 24  # rows of the first stage that go on to the second
 OUTLIER_SIGMAS = 6.0  # beyond this many robust standard deviations a residual is reported
 # Log-noise that a prior is weighed against: seeds move the loss of small language models by about this much.
@@ -109,7 +110,8 @@ def fit(
 
     Args:
         law: a law or its name.
-        table: columns, as `froude.laws.table.read_table` gives them or plain arrays.
+        table: columns, as `froude.laws.table.read_table` gives them or plain arrays; a column ``weight``, if there is
+            one, multiplies each row's part of the objective.
         starts: random starts; all are optimised.
         bootstrap: resamples for the intervals; 0 for none.
         holdout: ``largest:0.15`` (by compute), ``COLUMN:0.15`` or ``random:0.15``: also fit without those rows and
@@ -176,12 +178,10 @@ def objective_at(law: Law, table: Table, coefficients: Mapping[str, float]) -> f
 def _rows(law: Law, table: Table, where: str) -> tuple[dict[str, Floats], list[str]]:
     names = [*law.columns(), law.target]
     positive = [*law.positive(), *([law.target] if law.residual == "log" else [])]
-    data = numbers(table, names, positive, where)
-    if "flops" in table and "flops" not in data:
-        data["flops"] = np.asarray(table["flops"], dtype=float)
-    keep, said = law.select(data)
-    data["row"] = np.arange(1, len(keep) + 1, dtype=float)
-    return {name: column[keep] for name, column in data.items()}, [said] if said else []
+    data, missing = numbers(table, names, positive, where)
+    said = [f"{missing} rows with missing values left out"] if missing else []
+    keep, why = law.select(data)
+    return {name: column[keep] for name, column in data.items()}, [*said, why] if why else said
 
 
 def _residual_function(law: Law, data: Mapping[str, Floats]) -> Residuals:
@@ -214,7 +214,7 @@ def _problem(
     rows = len(data[law.target])
     return Problem(
         _residual_function(law, data),
-        np.ones(rows) if weights is None else weights,
+        data.get("weight", np.ones(rows)) * (1.0 if weights is None else weights),
         law.delta if delta is None else delta,
         prior_mean,
         # A prior competes with points whose pull saturates at delta.
@@ -236,7 +236,10 @@ def _minimise(
     theta = law.starts(max(starts, 1), rng, data)
     theta = np.where(prior_weight > 0, prior_mean, theta)
     with np.errstate(all="ignore"):
-        theta = gauss_newton(loose, theta, iterations=60)
+        theta = gauss_newton(loose, theta, iterations=FIRST_LAPS)
+        value, _ = loose.value_and_gradient(theta)
+        theta = theta[np.argsort(value)[: max(POLISHED, len(theta) // 4)]]
+        theta = gauss_newton(loose, theta, iterations=LAST_LAPS)
     value, _ = exact.value_and_gradient(theta)
     if not np.isfinite(value).any():
         raise FroudeError(f"law: no start of {law.name!r} could be evaluated on this table; check its units")

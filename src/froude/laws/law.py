@@ -17,6 +17,8 @@ Values = Mapping[str, Any]
 """Name to number or array."""
 
 COMPLEX_STEP = 1e-30
+LEAST_SQUARES = float("inf")
+"""A Huber threshold that is never reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Symbol:
         name: as the paper writes it.
         unit: SI or the field's own ("nats", "tokens"); "1" for a pure number.
         low: start points are drawn from ``low`` to ``high``; only ``bounded`` symbols must stay there.
-        scale: "log" symbols are positive and searched by their logarithm; "bounded" ones stay between low and high.
+        scale: "log" symbols are positive and searched by their logarithm; "bounded" ones are positive and stay between
+            low and high.
         meaning: a few words.
     """
 
@@ -43,7 +46,8 @@ class Symbol:
         if self.scale == "log":
             return np.log(value)
         if self.scale == "bounded":
-            share = np.clip((value - self.low) / (self.high - self.low), 1e-9, 1.0 - 1e-9)
+            share = np.log(value / self.low) / np.log(self.high / self.low)
+            share = np.clip(share, 1e-9, 1.0 - 1e-9)
             return np.log(share / (1.0 - share))
         return value
 
@@ -52,7 +56,8 @@ class Symbol:
         if self.scale == "log":
             return np.exp(np.clip(theta, -690.0, 690.0))
         if self.scale == "bounded":
-            return self.low + (self.high - self.low) / (1.0 + np.exp(-np.clip(theta, -690.0, 690.0)))
+            share = 1.0 / (1.0 + np.exp(-np.clip(theta, -690.0, 690.0)))
+            return self.low * (self.high / self.low) ** share
         return theta
 
     def slope(self, value: Any) -> Any:
@@ -60,7 +65,9 @@ class Symbol:
         if self.scale == "log":
             return value
         if self.scale == "bounded":
-            return (value - self.low) * (self.high - value) / (self.high - self.low)
+            width = np.log(self.high / self.low)
+            share = np.log(value / self.low) / width
+            return value * width * share * (1.0 - share)
         return np.ones_like(value)
 
 
@@ -120,13 +127,14 @@ class Law(ABC):
 
     def starts(self, count: int, rng: np.random.Generator, table: Mapping[str, Floats]) -> Floats:
         """``count`` start points in the optimiser's coordinates, drawn from each symbol's range."""
-        lows = np.array([s.inside(s.low) if s.scale == "log" else s.low for s in self.symbols])
-        highs = np.array([s.inside(s.high) if s.scale == "log" else s.high for s in self.symbols])
-        draws = lows + (highs - lows) * rng.random((count, len(self.symbols)))
-        for index, symbol in enumerate(self.symbols):
-            if symbol.scale == "bounded":
-                draws[:, index] = symbol.inside(draws[:, index])
-        return np.asarray(draws)
+        shares = rng.random((count, len(self.symbols)))
+        columns = []
+        for symbol, share in zip(self.symbols, shares.T, strict=True):
+            if symbol.scale == "linear":
+                columns.append(symbol.low + (symbol.high - symbol.low) * share)
+            else:
+                columns.append(symbol.inside(symbol.low * (symbol.high / symbol.low) ** share))
+        return np.stack(columns, axis=-1)
 
     def allocate(self, flops: float, coefficients: Values) -> dict[str, float]:
         """Compute-optimal params and tokens for a training budget, where the law implies them."""

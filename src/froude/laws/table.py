@@ -36,6 +36,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr", "max_lr", "peak_lr"),
     "vocab_size": ("v", "vocab", "vocabulary"),
     "experts": ("e", "num_experts", "n_experts"),
+    "characters": ("num_characters",),
+    "non_vocab_params": ("n_nv", "non_vocab_parameters"),
+    "vocab_params": ("n_v",),
+    "examples": ("fine_tuning_examples",),
     "samples": ("k", "num_samples"),
 }
 
@@ -75,17 +79,21 @@ def name_columns(raw: Mapping[str, Any], columns: Mapping[str, str], where: str 
                 table[wanted] = raw[folded[other]]
     if "flops" not in table and {"params", "tokens"} <= table.keys() and _numeric(table["params"], table["tokens"]):
         table["flops"] = 6.0 * np.asarray(table["params"], float) * np.asarray(table["tokens"], float)
+    if "vocab_params" not in table and {"vocab_size", "embed_dim"} <= table.keys():
+        table["vocab_params"] = np.asarray(table["vocab_size"], float) * np.asarray(table["embed_dim"], float)
     if "unique_tokens" not in table and {"tokens", "epochs"} <= table.keys():
         table["unique_tokens"] = np.asarray(table["tokens"], float) / np.asarray(table["epochs"], float)
     return table
 
 
-def numbers(table: Table, names: Iterable[str], positive: Iterable[str], where: str = "table") -> dict[str, Floats]:
-    """The named columns as floats.
+def numbers(
+    table: Table, names: Iterable[str], positive: Iterable[str], where: str = "table"
+) -> tuple[dict[str, Floats], int]:
+    """The named columns as floats, with ``row`` and (where known) ``flops``; and how many rows missed a value.
 
     Raises:
-        FroudeError: a column is missing, is not numeric, or holds a missing or (where it must be positive) a
-            non-positive value; the sentence names the column and the row.
+        FroudeError: a column is missing, is not numeric, or holds a non-positive value where it must be positive; the
+            sentence names the column and the row.
     """
     result: dict[str, Floats] = {}
     must = set(positive)
@@ -100,15 +108,18 @@ def numbers(table: Table, names: Iterable[str], positive: Iterable[str], where: 
             column = np.asarray(table[name], dtype=float)
         except (TypeError, ValueError):
             raise FroudeError(f"{where}: column {name!r} holds text where numbers are needed") from None
-        bad = ~np.isfinite(column)
-        if name in must:
-            bad |= column <= 0
+        bad = np.isinf(column) | ((column <= 0) if name in must else False)
         if bad.any():
             row = int(np.argmax(bad))
-            why = "must be a positive number" if name in must else "must be a number"
+            why = "must be a positive number" if name in must else "must be finite"
             raise InvalidValueError(f"{where}: row {row + 1}, {name}", float(column[row]), why)
         result[name] = column
-    return result
+    complete = ~np.any(np.isnan(np.stack(list(result.values()))), axis=0)
+    result["row"] = np.arange(complete.size) + 1.0
+    for extra in ("flops", "weight"):
+        if extra in table and extra not in result:
+            result[extra] = np.asarray(table[extra], dtype=float)
+    return {name: column[complete] for name, column in result.items()}, int((~complete).sum())
 
 
 def parse_pairs(text: str | None, field: str) -> dict[str, str]:

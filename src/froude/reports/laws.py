@@ -153,3 +153,39 @@ def show_prediction(result: Prediction) -> None:
     print(f"{result.target} {number(result.estimate.value)}   80% interval {span(result.estimate)}")
     for line in result.assumptions:
         print(f"  {line}")
+
+
+def print_laws(found: list[dict[str, Any]]) -> None:
+    """Print every law in one line."""
+    rows = [
+        (
+            law["name"],
+            law["form"],
+            law["source"].split(")")[0] + ")",
+            str(len(law["published"])) if law["published"] else "-",
+            "yes" if law["allocates"] else "",
+        )
+        for law in found
+    ]
+    print_table("Laws", ("law", "form", "source", "published sets", "allocates"), rows, left=3)
+
+
+def print_law(law: dict[str, Any]) -> None:
+    """Print everything about a law."""
+    print(f"{law['name']}: {law['form']}\n{law['about']}\n{law['source']}")
+    print(f"predicts {law['target']} from {', '.join(law['inputs'])}\n")
+    rows = [(symbol["name"], symbol["unit"], symbol["meaning"]) for symbol in law["symbols"]]
+    print_table("Symbols", ("symbol", "unit", "meaning"), rows, left=3)
+    for found in law["published"]:
+        print(f"\n{found['name']}: {found['source']}\n  data: {found['data']}; confidence: {found['confidence']}")
+        if found["note"]:
+            print(f"  note: {found['note']}")
+        for name, (low, high) in found["ranges"].items():
+            print(f"  {name} {number(low)} to {number(high)}")
+        values = [
+            (name, number(value["value"]), f"{number(value['low'])} to {number(value['high'])}")
+            if value["high"] > value["low"]
+            else (name, number(value["value"]), "-")
+            for name, value in found["coefficients"].items()
+        ]
+        print_table("", ("coefficient", "value", "80% interval"), values)

@@ -12,6 +12,7 @@ from froude.core.errors import FroudeError
 from froude.core.registry import Source
 from froude.serving.iteration import AffineIterationTime, IterationTime, Prompts
 from froude.serving.policy import FOREVER, SCHEDULERS, Decision, Scheduler, Sequence, View
+from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
 from froude.serving.stepping import step
 
@@ -60,9 +61,9 @@ def build(rows: list[tuple[int, int, int]], slack: int = 0) -> list[Sequence]:
     return out
 
 
-def same(rows, scheduler, time, blocks, block_tokens, slack=0):
-    stepped = step(build(rows, slack), scheduler, time, blocks, block_tokens)
-    jumped = jump(build(rows, slack), scheduler, time, blocks, block_tokens)
+def same(rows, scheduler, time, blocks, block_tokens, slack=0, **how):
+    stepped = step(build(rows, slack), scheduler, time, blocks, block_tokens, **how)
+    jumped = jump(build(rows, slack), scheduler, time, blocks, block_tokens, **how)
     assert jumped.first_ps == stepped.first_ps
     assert jumped.finish_ps == stepped.finish_ps
     assert jumped.preemptions == stepped.preemptions
@@ -98,6 +99,29 @@ def test_reservations(rows, time, blocks, reserve, slack):
     scheduler = SCHEDULERS.create("orca", max_batched_tokens=64, max_seqs=8, reserve=reserve)
     outcome = same(rows, scheduler, time, blocks, 4, slack)
     assert sum(outcome.preemptions) == 0
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+@settings(max_examples=40, deadline=None)
+@given(rows=requests, time=times, blocks=st.integers(8, 60), concurrency=st.integers(1, 8))
+def test_closed_loops(name, rows, time, blocks, concurrency):
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=32, max_seqs=6)
+    same(rows, scheduler, time, blocks, 4, concurrency=concurrency)
+
+
+@pytest.mark.parametrize("name", ROUTERS.names())
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=requests,
+    time=times,
+    blocks=st.integers(8, 60),
+    replicas=st.integers(2, 4),
+    scheduler=st.sampled_from(SCHEDULERS.names()),
+    max_seqs=st.integers(1, 6),
+)
+def test_several_replicas(name, rows, time, blocks, replicas, scheduler, max_seqs):
+    chosen = SCHEDULERS.create(scheduler, max_batched_tokens=32, max_seqs=max_seqs)
+    same(rows, chosen, time, blocks, 4, replicas=replicas, router=ROUTERS.create(name))
 
 
 class Clockwork(SCHEDULERS.get("vllm-v1")):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from froude.serving.policy import Scheduler, Sequence
 
 NEVER = -1
+NO_TIME = 1 << 100
+"""Later than everything."""
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class Segment:
     prefill_tokens: int
     waiting: int
     used_blocks: int
+    replica: int = 0
 
     @property
     def duration_ps(self) -> int:
@@ -61,3 +64,23 @@ def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_toke
     """Whether the sequence could run to its end with the whole cache to itself."""
     most = max(sequence.prompt_tokens + sequence.output_tokens - 1, scheduler.reserved_tokens(sequence))
     return -(-most // block_tokens) <= total_blocks - scheduler.watermark_blocks(total_blocks)
+
+
+def admissible(
+    trace: list[Sequence],
+    outcome: Outcome,
+    scheduler: Scheduler,
+    total_blocks: int,
+    block_tokens: int,
+    concurrency: int | None = None,
+) -> list[Sequence]:
+    """The requests that can run at all; the others are counted as rejected.
+
+    In a closed loop of ``concurrency`` clients the first so many arrive at once and the others have no time yet.
+    """
+    able = [s for s in trace if fits(s, scheduler, total_blocks, block_tokens)]
+    outcome.rejected = len(trace) - len(able)
+    if concurrency is not None:
+        for place, sequence in enumerate(able):
+            sequence.arrival_ps = 0 if place < concurrency else NO_TIME
+    return able

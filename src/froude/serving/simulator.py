@@ -9,18 +9,18 @@ blocks to come follow from a histogram of contexts modulo the block size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from heapq import heappop, heappush
 from typing import Any
 
 from froude.core.errors import FroudeError
 from froude.serving.iteration import IterationTime
-from froude.serving.outcome import Outcome, Segment, fits
+from froude.serving.outcome import NO_TIME, Outcome, Segment, admissible
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
+from froude.serving.router import Router
 
 _ID_BITS = 24
 _ID_MASK = (1 << _ID_BITS) - 1
-_NO_TIME = 1 << 100
 
 
 class FirstComeQueue:
@@ -110,27 +110,34 @@ class Jumper(View):
         time: IterationTime,
         total_blocks: int,
         block_tokens: int,
+        arrivals: list[Sequence],
+        shared: tuple[list[int], list[int]],
+        replica: int = 0,
     ) -> None:
         self.trace, self.outcome, self.scheduler, self.time = trace, outcome, scheduler, time
-        self.total_blocks = self.free_blocks = total_blocks
+        self.total_blocks = self.free_blocks = self.least_free = total_blocks
         self.block_tokens = block_tokens
-        self.arrivals = [s for s in trace if fits(s, scheduler, total_blocks, block_tokens)]
-        outcome.rejected = len(trace) - len(self.arrivals)
+        self.arrivals = arrivals
+        self.replica = replica
         keyed = bool(trace) and scheduler.key(trace[0]) is not None
-        self.queue = KeyedQueue(self.arrivals, scheduler) if keyed else FirstComeQueue(self.arrivals)
+        self.queue = KeyedQueue(arrivals, scheduler) if keyed else FirstComeQueue(arrivals)
         self.waiting = self.queue
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
+        self.horizon = NO_TIME
+        self.arrived = 0  # requests of `arrivals` that have joined the queue
+        self.released = len(trace)  # requests whose arrival is known; fewer than all in a closed loop
+        self.outstanding = 0  # requests handed over and not complete
+        self.iterations = self.busy_ps = 0
         self.now_ps = 0
         self.counter = 0
         self.prefilling: list[Sequence] = []
         self.decoding = self.decode_blocks = self.context_tokens = 0
         self.completions: list[int] = []
-        self.finish_at = [0] * len(trace)  # by id; 0 unless decoding
+        self.finish_at, self.place = shared  # by id: 0 unless decoding; -1 unless running, else index in admissions
         self.growing = [0] * (2 * block_tokens)  # twice end to end, so that any run of residues is one slice
         self.growers = 0
         self.fixed: set[int] = set()  # decoding without growing
         self.admissions: list[Sequence] = []  # in order of admission, dead entries included
-        self.place = [-1] * len(trace)  # by id: its live entry in admissions
 
     # -- what a scheduler sees ---------------------------------------------------------------------------------------
 
@@ -225,10 +232,10 @@ class Jumper(View):
         self.queue.put_back(sequence)
         self.outcome.preemptions[sequence.id] += 1
 
-    def _blocks_for(self, iterations: int, prefill: Prefill, decode: bool) -> int:
+    def _blocks_for(self, iterations: int, prefill: Prefill, rows: int) -> int:
         """New blocks that so many iterations take."""
         blocks = 0
-        if decode:
+        if rows:
             rounds, rest = divmod(iterations, self.block_tokens)
             start = (1 - self.counter - rest) % self.block_tokens
             blocks = self.growers * rounds + sum(self.growing[start : start + rest])
@@ -236,14 +243,14 @@ class Jumper(View):
             blocks += self.blocks_needed(sequence, tokens * iterations)
         return blocks
 
-    def _affordable(self, iterations: int, prefill: Prefill, decode: bool) -> int:
+    def _affordable(self, iterations: int, prefill: Prefill, rows: int) -> int:
         """The most iterations, of at most so many, that the free blocks allow; they do not allow all."""
         low, high = 0, iterations
-        if decode and self.growers:
+        if rows and self.growers:
             high = min(high, (self.free_blocks // self.growers + 1) * self.block_tokens + 1)
         while high - low > 1:
             middle = (low + high) // 2
-            if self._blocks_for(middle, prefill, decode) <= self.free_blocks:
+            if self._blocks_for(middle, prefill, rows) <= self.free_blocks:
                 low = middle
             else:
                 high = middle
@@ -251,46 +258,76 @@ class Jumper(View):
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def run(self, record: bool = False) -> None:
-        """Play the whole trace; ``record`` keeps a `Segment` per jump."""
+    def submit(self, sequence: Sequence) -> None:
+        """A request arrives at the present horizon. The generator must be resumed before anything else happens."""
+        self.arrivals.append(sequence)
+        self.outstanding += 1
+
+    def _complete(self, sequence: Sequence, now: int) -> None:
+        self._release(sequence)
+        self.outcome.finish_ps[sequence.id] = now
+        self.outstanding -= 1
+        if self.released < len(self.arrivals):  # a closed loop: its client sends the next request at once
+            self.arrivals[self.released].arrival_ps = now
+            self.released += 1
+
+    def _next_arrival(self) -> int:
+        return self.arrivals[self.arrived].arrival_ps if self.arrived < len(self.arrivals) else NO_TIME
+
+    def play(self, record: bool = False) -> Generator[int, None, None]:
+        """Play until nothing is left to do; ``record`` keeps a `Segment` per jump.
+
+        All arrivals before `horizon` are known. Whenever the present plan ends later, or the next decision is due
+        then, it yields the time at which the plan ends and waits for the horizon to move, or for `submit`.
+        """
         arrivals, queue, outcome = self.arrivals, self.queue, self.outcome
         schedule, segment = self.scheduler.schedule, self.time.segment
         size, growing, completions, finish_at = self.block_tokens, self.growing, self.completions, self.finish_at
-        trace, place, prefilling = self.trace, self.place, self.prefilling
-        first_ps, finish_ps = outcome.first_ps, outcome.finish_ps
-        now = arrived = iterations = busy = 0
-        least_free = self.free_blocks
-        next_arrival = arrivals[0].arrival_ps if arrivals else _NO_TIME
+        trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
+        now = 0
+        next_arrival = self._next_arrival()
         while True:
             # Ask the scheduler.
+            while now >= self.horizon:  # a request that arrives at this very moment may be on its way here
+                yield now
+                next_arrival = self._next_arrival()
             if next_arrival <= now:
+                arrived = self.arrived
                 while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
                     arrived += 1
+                self.arrived = arrived
                 queue.arrive(arrived)
-                next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else _NO_TIME
+                next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else NO_TIME
             self.now_ps = now
             self.decode_blocks = growing[-self.counter % size]
             decision = schedule(self)
             prefill, decode, left = decision.prefill, decision.decode, decision.iterations
+            preempted = False
             for sequence in decision.preempt:
                 self._preempt(sequence)
-                left = 1
+                preempted = True
             if decode:
                 while growing[-self.counter % size] > self.free_blocks:
                     self._preempt(self.scheduler.victim(self))
-                    left = 1
+                    preempted = True
+                decode = self.decoding > 0
+            if preempted:
+                left = 1
             for sequence, _ in prefill:
                 if place[sequence.id] < 0:
                     self._admit(sequence)
-            decode = decode and self.decoding > 0
             if not decode and not prefill:
-                if decision.preempt:
+                if preempted:
                     continue
-                if next_arrival == _NO_TIME:
+                while next_arrival == NO_TIME and self.horizon != NO_TIME:
+                    yield NO_TIME
+                    next_arrival = self._next_arrival()
+                if next_arrival == NO_TIME:
                     break
                 now = next_arrival
                 continue
-            cut = next_arrival if decision.on_arrival else _NO_TIME
+            on_arrival, on_completion = decision.on_arrival, decision.on_completion
+            cut = next_arrival if on_arrival else NO_TIME
             if decision.until_ps is not None and decision.until_ps < cut:
                 cut = decision.until_ps
             asked = True
@@ -312,92 +349,98 @@ class Jumper(View):
                     steps = sequence.remaining_tokens // tokens
                     if steps < count:
                         count = steps
-                if cut != _NO_TIME and count > 1:
-                    gap = cut - now
-                    if first * (count - 1) + slope * ((count - 1) * (count - 2) // 2) >= gap:
-                        count = _iterations_until(gap, first, slope)
-                blocks = self._blocks_for(count, prefill, rows > 0)
+                if cut != NO_TIME and count > 1:
+                    count = _iterations_until(cut - now, first, slope, count)
+                blocks = self._blocks_for(count, prefill, rows)
                 if blocks > self.free_blocks:
-                    count = self._affordable(count, prefill, rows > 0)
+                    count = self._affordable(count, prefill, rows)
                     if not count:
                         if asked:
-                            raise FroudeError(
-                                f"scheduler {self.scheduler.name}: gave out {blocks} cache blocks "
-                                f"of {self.free_blocks} free"
-                            )
+                            raise self._overdrawn(blocks)
                         break
-                    blocks = self._blocks_for(count, prefill, rows > 0)
+                    blocks = self._blocks_for(count, prefill, rows)
                 asked = False
+                took = first * count + slope * (count * (count - 1) // 2)
+                while now + took > self.horizon:
+                    yield now + took
+                    if next_arrival == NO_TIME:
+                        next_arrival = self._next_arrival()
+                        if on_arrival and next_arrival < cut:
+                            cut = next_arrival
+                            count = _iterations_until(cut - now, first, slope, count)
+                            blocks = self._blocks_for(count, prefill, rows)
+                            took = first * count + slope * (count * (count - 1) // 2)
 
                 # Jump.
-                took = first * count + slope * (count * (count - 1) // 2)
                 if record:
-                    prompt_tokens = sum(tokens for _, tokens in prefill)
-                    outcome.segments.append(
-                        Segment(
-                            now,
-                            count,
-                            first,
-                            slope,
-                            rows,
-                            prompt_tokens,
-                            len(queue),
-                            self.total_blocks - self.free_blocks,
-                        )
-                    )
+                    outcome.segments.append(self._segment(now, count, first, slope, rows, prefill))
                 now += took
-                busy += took
-                iterations += count
                 left -= count
+                self.busy_ps += took
+                self.iterations += count
                 self.free_blocks -= blocks
-                if self.free_blocks < least_free:
-                    least_free = self.free_blocks
+                if self.free_blocks < self.least_free:
+                    self.least_free = self.free_blocks
+                lapsed = left == 0 or now >= cut
+                finished = False
                 if rows:
                     self.counter += count
                     self.context_tokens += rows * count
-                lapsed = left == 0 or now >= cut
                 for sequence, tokens in prefill:
                     sequence.blocks += self.blocks_needed(sequence, tokens * count)
                     sequence.computed_tokens += tokens * count
                     remaining = sequence.remaining_tokens
-                    if remaining < tokens:
-                        lapsed = True
+                    if remaining >= tokens:
+                        continue
+                    lapsed = True
                     if remaining == 0:
                         prefilling.remove(sequence)
                         sequence.generated_tokens += 1
                         if sequence.generated_tokens == 1:
                             first_ps[sequence.id] = now
-                        if sequence.generated_tokens == sequence.output_tokens:
-                            finish_ps[sequence.id] = now
-                            self._release(sequence)
-                        else:
+                        if sequence.generated_tokens < sequence.output_tokens:
                             self._start_decoding(sequence)
+                        else:
+                            finished = True
+                            self._complete(sequence, now)
                 if rows:
                     counter = self.counter
                     while completions and completions[0] >> _ID_BITS == counter:
                         sequence = trace[heappop(completions) & _ID_MASK]
-                        if finish_at[sequence.id] != counter:
-                            continue
-                        self._reveal(sequence)
-                        self._stop_decoding(sequence)
-                        self._release(sequence)
-                        finish_ps[sequence.id] = now
-                        if decision.on_completion:
-                            lapsed = True
-                    if not self.decoding and not prefill:
-                        break
+                        if finish_at[sequence.id] == counter:
+                            finished = True
+                            self._reveal(sequence)
+                            self._stop_decoding(sequence)
+                            self._complete(sequence, now)
+                if finished:
+                    if next_arrival == NO_TIME:
+                        next_arrival = self._next_arrival()
+                        if on_arrival and next_arrival < cut:
+                            cut = next_arrival
+                    lapsed = lapsed or on_completion or now >= cut or not self.decoding
                 if lapsed:
                     break
-        outcome.iterations, outcome.busy_ps = iterations, busy
-        outcome.peak_blocks = self.total_blocks - least_free
         if queue:
             raise FroudeError(f"scheduler {self.scheduler.name}: left {len(queue)} sequences waiting on an idle engine")
 
+    def _overdrawn(self, blocks: int) -> FroudeError:
+        return FroudeError(
+            f"scheduler {self.scheduler.name}: gave out {blocks} cache blocks of {self.free_blocks} free"
+        )
 
-def _iterations_until(gap: int, first: int, slope: int) -> int:
-    """The least number of iterations, at least 1, after which ``gap`` picoseconds have passed."""
+    def _segment(self, now: int, count: int, first: int, slope: int, rows: int, prefill: Prefill) -> Segment:
+        tokens = sum(tokens for _, tokens in prefill)
+        used = self.total_blocks - self.free_blocks
+        return Segment(now, count, first, slope, rows, tokens, len(self.queue), used, self.replica)
+
+
+def _iterations_until(gap: int, first: int, slope: int, most: int) -> int:
+    """The least number of iterations, from 1 to ``most``, after which ``gap`` picoseconds have passed."""
+    before_last = most - 1
+    if first * before_last + slope * (before_last * (before_last - 1) // 2) < gap:
+        return most
     if slope == 0:
-        return -(-gap // first) if gap > first else 1
+        return max(1, -(-gap // first))
     # A float root is only a guess: integers decide.
     half = first - slope / 2
     count = max(1, int((math.sqrt(half * half + 2.0 * slope * gap) - half) / slope))
@@ -414,10 +457,76 @@ def jump(
     time: IterationTime,
     total_blocks: int,
     block_tokens: int = 16,
+    *,
+    replicas: int = 1,
+    router: Router | None = None,
+    concurrency: int | None = None,
     record: bool = False,
 ) -> Outcome:
-    """Simulate by jumping. ``sequences`` come in order of (arrival, id), with ids 0, 1, 2, ..."""
+    """Simulate by jumping.
+
+    Args:
+        sequences: in order of (arrival, id), with ids 0, 1, 2, ...
+        scheduler: shared by all replicas, which is why it must be a function of its view alone.
+        time: of an iteration of one replica.
+        total_blocks, block_tokens: the cache of one replica.
+        replicas, router: how many engines, and who chooses among them.
+        concurrency: a closed loop of so many clients, each sending its next request when the last is done; arrival
+            times are ignored. One replica only.
+        record: keep a `Segment` per jump.
+    """
     trace = list(sequences)
     outcome = Outcome(len(trace))
-    Jumper(trace, outcome, scheduler, time, total_blocks, block_tokens).run(record)
+    arrivals = admissible(trace, outcome, scheduler, total_blocks, block_tokens, concurrency)
+    shared = ([0] * len(trace), [-1] * len(trace))
+    first = list(arrivals) if replicas == 1 else []
+    engines = [
+        Jumper(trace, outcome, scheduler, time, total_blocks, block_tokens, first if replicas == 1 else [], shared, i)
+        for i in range(replicas)
+    ]
+    if replicas == 1:
+        engines[0].released = len(trace) if concurrency is None else concurrency
+        for _ in engines[0].play(record):
+            pass
+    else:
+        if router is None:
+            raise LookupError("several replicas need a router")
+        route_all(arrivals, engines, router, record)
+    outcome.iterations = sum(e.iterations for e in engines)
+    outcome.busy_ps = sum(e.busy_ps for e in engines)
+    outcome.peak_blocks = max(total_blocks - e.least_free for e in engines)
     return outcome
+
+
+def route_all(arrivals: list[Sequence], engines: list[Jumper], router: Router, record: bool = False) -> None:
+    """Hand each request, as it arrives, to the engine that the router names, and play all engines to their end.
+
+    An engine is touched only when its plan ends before the present, or when a request is handed to it.
+    """
+    playing = [engine.play(record) for engine in engines]
+    ends: list[tuple[int, int]] = []
+    current = [0] * len(engines)  # the live end of each engine's plan
+
+    def resume(index: int, horizon: int) -> None:
+        engines[index].horizon = horizon
+        end = next(playing[index], None)
+        if end is not None:
+            current[index] = end
+            heappush(ends, (end, index))
+
+    for index in range(len(engines)):
+        resume(index, 0)
+    for sequence in arrivals:
+        now = sequence.arrival_ps
+        due = []
+        while ends and ends[0][0] <= now:
+            end, index = heappop(ends)
+            if end == current[index]:
+                due.append(index)
+        for index in due:
+            resume(index, now)
+        chosen = router.route(sequence, engines)
+        engines[chosen].submit(sequence)
+        resume(chosen, now)
+    for index in range(len(engines)):
+        resume(index, NO_TIME)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from froude.core.errors import FroudeError
 from froude.serving.iteration import IterationTime
-from froude.serving.outcome import Outcome, fits
+from froude.serving.outcome import NO_TIME, Outcome, admissible
 from froude.serving.policy import Scheduler, Sequence, View
+from froude.serving.router import Router
 
 
 @dataclass(slots=True)
@@ -180,42 +181,90 @@ class Stepper(View):
 
 
 def step(
-    sequences: Iterable[Sequence], scheduler: Scheduler, time: IterationTime, total_blocks: int, block_tokens: int = 16
+    sequences: Iterable[Sequence],
+    scheduler: Scheduler,
+    time: IterationTime,
+    total_blocks: int,
+    block_tokens: int = 16,
+    *,
+    replicas: int = 1,
+    router: Router | None = None,
+    concurrency: int | None = None,
 ) -> Outcome:
-    """Simulate one iteration at a time. ``sequences`` come in order of (arrival, id), with ids 0, 1, 2, ..."""
+    """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
     trace = list(sequences)
     outcome = Outcome(len(trace))
-    engine = Stepper(scheduler, total_blocks, block_tokens)
-    arrivals = [s for s in trace if fits(s, scheduler, total_blocks, block_tokens)]
-    outcome.rejected = len(trace) - len(arrivals)
-    now, arrived = 0, 0
+    arrivals = admissible(trace, outcome, scheduler, total_blocks, block_tokens, concurrency)
+    engines = [_Replica(Stepper(scheduler, total_blocks, block_tokens), time, outcome) for _ in range(replicas)]
+    released = len(arrivals) if concurrency is None else concurrency
+    arrived = 0
     while True:
+        # Iterations that end now come first, then requests that arrive now, then decisions.
+        times = [e.ends_ps for e in engines if e.iteration] + [s.arrival_ps for s in arrivals[arrived : arrived + 1]]
+        now = min(times, default=NO_TIME)
+        if now == NO_TIME:
+            break
+        for engine in engines:
+            if engine.iteration and engine.ends_ps == now:
+                for _ in engine.end():
+                    if released < len(arrivals):
+                        arrivals[released].arrival_ps = now
+                        released += 1
         while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
-            engine.arrive(arrivals[arrived])
+            chosen = engines[router.route(arrivals[arrived], engines) if router else 0]
+            chosen.outstanding += 1
+            chosen.stepper.arrive(arrivals[arrived])
             arrived += 1
-        iteration = engine.begin(now)
-        for sequence in iteration.preempted:
-            outcome.preemptions[sequence.id] += 1
-        outcome.peak_blocks = max(outcome.peak_blocks, total_blocks - engine.free_blocks)
+        for engine in engines:
+            if not engine.iteration:
+                engine.start(now)
+    for engine in engines:
+        if engine.stepper.waiting:
+            waiting = len(engine.stepper.waiting)
+            raise FroudeError(f"scheduler {scheduler.name}: left {waiting} sequences waiting on an idle engine")
+    return outcome
+
+
+class _Replica:
+    """An engine of predicted times: the iteration it runs, and when that ends."""
+
+    def __init__(self, stepper: Stepper, time: IterationTime, outcome: Outcome) -> None:
+        self.stepper, self.time, self.outcome = stepper, time, outcome
+        self.iteration: Iteration | None = None
+        self.ends_ps = 0
+        self.outstanding = 0
+
+    def start(self, now: int) -> None:
+        """Begin an iteration, if there is anything to compute."""
+        iteration = self.stepper.begin(now)
+        while iteration.preempted and not iteration.prompts and not iteration.decoding:
+            self._count(iteration)
+            iteration = self.stepper.begin(now)
+        self._count(iteration)
         if not iteration.prompts and not iteration.decoding:
-            if iteration.preempted:
-                continue
-            if arrived == len(arrivals):
-                break
-            now = max(now, arrivals[arrived].arrival_ps)
-            continue
+            return
         context = sum(s.computed_tokens + 1 for s in iteration.decoding)
         prompts = [(tokens, prefix) for _, tokens, prefix in iteration.prompts]
-        taken = time.segment(len(iteration.decoding), context, prompts)[0]
-        now += taken
-        outcome.busy_ps += taken
-        outcome.iterations += 1
-        emitted, done = engine.finish(iteration)
+        took = self.time.segment(len(iteration.decoding), context, prompts)[0]
+        self.iteration, self.ends_ps = iteration, now + took
+        self.outcome.busy_ps += took
+        self.outcome.iterations += 1
+        used = self.stepper.total_blocks - self.stepper.free_blocks
+        self.outcome.peak_blocks = max(self.outcome.peak_blocks, used)
+
+    def _count(self, iteration: Iteration) -> None:
+        for sequence in iteration.preempted:
+            self.outcome.preemptions[sequence.id] += 1
+
+    def end(self) -> list[Sequence]:
+        """The iteration is over; returns the sequences that are complete."""
+        assert self.iteration is not None
+        emitted, done = self.stepper.finish(self.iteration)
+        self.iteration = None
         for sequence in emitted:
             if sequence.generated_tokens == 1:
-                outcome.first_ps[sequence.id] = now
+                self.outcome.first_ps[sequence.id] = self.ends_ps
         for sequence in done:
-            outcome.finish_ps[sequence.id] = now
-    if engine.waiting:
-        raise FroudeError(f"scheduler {scheduler.name}: left {len(engine.waiting)} sequences waiting on an idle engine")
-    return outcome
+            self.outcome.finish_ps[sequence.id] = self.ends_ps
+        self.outstanding -= len(done)
+        return done

@@ -1,0 +1,1 @@
+"""Routers, one file each; `froude.serving.router` says what one is."""

@@ -53,10 +53,9 @@ class Engine:
     A request is generated to its `Sequence.output_tokens`, whatever the tokens are: a replay chooses its own lengths.
     """
 
-    def __init__(self, model: Llama, scheduler: Scheduler, kv_blocks: int, block_tokens: int = 16) -> None:
-        self.model = model
-        self.pool = BlockPool(model.architecture, kv_blocks, block_tokens)
-        self.stepper = Stepper(scheduler, kv_blocks, block_tokens)
+    def __init__(self, model: Llama, scheduler: Scheduler, pool: BlockPool) -> None:
+        self.model, self.pool = model, pool
+        self.stepper = Stepper(scheduler, pool.blocks, pool.block_tokens)
         self.tokens: dict[int, list[int]] = {}
         """Prompt and output so far, by request id."""
         self._tables: dict[int, list[int]] = {}
@@ -116,7 +115,7 @@ class Engine:
         batch = RaggedBatch(self.pool, segments)
         hidden = self.model.hidden_states(batch.tokens, batch.positions, batch)
         best: list[int] = self.model.head(hidden[batch.last]).argmax(-1).tolist()
-        return best
+        return best[: len(segments)]
 
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.give_back(self._tables[sequence.id])

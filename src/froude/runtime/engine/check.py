@@ -1,0 +1,181 @@
+"""Predicted against measured: the simulator, calibrated on this machine, replays what the engine served."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from froude.core.arrays import Floats
+from froude.core.errors import FroudeError, suggestion
+from froude.runtime.engine.calibration import Calibration, fit_iteration_time
+from froude.runtime.engine.record import read_measured
+from froude.runtime.engine.replay import PS
+from froude.runtime.engine.spec import ServeSpec
+from froude.serving.outcome import Outcome
+from froude.serving.policy import Sequence
+from froude.serving.simulator import jump
+
+METRICS = ("ttft", "tpot", "e2e")
+_CALM = 1.05  # a machine this much slower than its own calibration was disturbed
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Per request, seconds; ``tpot`` is not a number for requests of one token."""
+
+    ttft: Floats
+    tpot: Floats
+    e2e: Floats
+    output_tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsCheck:
+    """How well a run was predicted.
+
+    Attributes:
+        predicted, measured: the same requests, simulated and real.
+        calibration: what the simulator's times came from.
+        preemptions: predicted and measured.
+        slowdown: time of the run's iterations over what the calibration gives for the very same iterations.
+        waited: part of that time in which the processor worked for others.
+    """
+
+    predicted: Latencies
+    measured: Latencies
+    calibration: Calibration
+    preemptions: tuple[int, int]
+    slowdown: float
+    waited: float
+    warnings: list[str] = field(default_factory=list)
+
+    def errors(self, metric: str) -> dict[str, float]:
+        """Relative errors: of single requests, of the mean, and of two quantiles."""
+        predicted, measured = getattr(self.predicted, metric), getattr(self.measured, metric)
+        known = np.isfinite(measured)
+        predicted, measured = predicted[known], measured[known]
+        if not measured.size:
+            return dict.fromkeys(("median_ape", "p90_ape", "mean_error", "p50_error", "p99_error"), float("nan"))
+        ape = np.abs(predicted / measured - 1.0)
+
+        def quantile(q: float) -> float:
+            return float(np.quantile(predicted, q) / np.quantile(measured, q) - 1.0)
+
+        return {
+            "median_ape": float(np.median(ape)),
+            "p90_ape": float(np.quantile(ape, 0.9)),
+            "mean_error": float(predicted.mean() / measured.mean() - 1.0),
+            "p50_error": quantile(0.5),
+            "p99_error": quantile(0.99),
+        }
+
+    @property
+    def throughput_error(self) -> float:
+        """Relative error of output tokens per second."""
+        return self.predicted.output_tokens_per_s / self.measured.output_tokens_per_s - 1.0
+
+    def json(self) -> dict[str, Any]:
+        """As `froude check requests --json` prints it."""
+        return {**{metric: self.errors(metric) for metric in METRICS}, "throughput_error": self.throughput_error}
+
+
+def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck:
+    """Simulate a run of the engine from its own arrivals, and compare request by request."""
+    meta = _read_meta(run_dir / "meta.json")
+    spec = ServeSpec.parse(meta["spec"], where=str(run_dir / "meta.json"))
+    rows = _read_requests(run_dir / "requests.jsonl")
+    calibration = _calibration(calibrated_on or run_dir)
+    start_s = min(row["arrival_time"] for row in rows)
+    sequences = [
+        Sequence(i, round((row["arrival_time"] - start_s) * PS), row["input_toks"], row["output_toks"])
+        for i, row in enumerate(rows)
+    ]
+    outcome = jump(sequences, spec.make_scheduler(), calibration.time, spec.kv_blocks, spec.block_tokens)
+    predicted, measured = simulated_latencies(sequences, outcome), _measured_latencies(rows)
+    seconds, fitted, processor = _iterations(run_dir / "iterations.csv", calibration)
+    warnings = []
+    if meta.get("interrupted"):
+        warnings.append("the run was interrupted: requests it did not finish are missing from the simulation")
+    if seconds / fitted > _CALM:
+        warnings.append(f"the machine ran {seconds / fitted - 1:.0%} slower than when it was calibrated")
+    longest = max(s.prompt_tokens + s.output_tokens for s in sequences)
+    if longest > calibration.longest_sequence:
+        warnings.append(f"requests of up to {longest} tokens; calibrated up to {calibration.longest_sequence}")
+    return RequestsCheck(
+        predicted,
+        measured,
+        calibration,
+        preemptions=(sum(outcome.preemptions), sum(row["preemptions"] for row in rows)),
+        slowdown=seconds / fitted,
+        waited=1.0 - processor / seconds,
+        warnings=warnings,
+    )
+
+
+def simulated_latencies(sequences: list[Sequence], outcome: Outcome) -> Latencies:
+    """Latencies of a simulation, request by request."""
+    arrival = np.array([s.arrival_ps for s in sequences], dtype=np.int64)
+    tokens = np.array([s.output_tokens for s in sequences])
+    first, last = (np.array(times, dtype=np.int64) for times in (outcome.first_ps, outcome.finish_ps))
+    return _latencies((first - arrival) / PS, (last - arrival) / PS, tokens, float(last.max() - arrival.min()) / PS)
+
+
+def _measured_latencies(rows: list[dict[str, Any]]) -> Latencies:
+    arrival, first, last = (
+        np.array([row[name] for row in rows]) for name in ("arrival_time", "first_token_ts", "last_token_ts")
+    )
+    tokens = np.array([row["output_toks"] for row in rows])
+    return _latencies(first - arrival, last - arrival, tokens, float(last.max() - arrival.min()))
+
+
+def _latencies(ttft: Floats, e2e: Floats, tokens: Floats, duration_s: float) -> Latencies:
+    several = np.where(tokens > 1, tokens - 1, np.nan)
+    return Latencies(ttft, (e2e - ttft) / several, e2e, float(tokens.sum()) / duration_s)
+
+
+def _calibration(source: Path) -> Calibration:
+    """From a run's calibration probes, or, when it has none, from the iterations of its own load."""
+    probes = read_measured(source / "calibration.csv")
+    return fit_iteration_time(probes or read_measured(source / "iterations.csv"))
+
+
+def _iterations(path: Path, calibration: Calibration) -> tuple[float, float, float]:
+    """Seconds measured, seconds the calibration gives for the same iterations, seconds of processor time."""
+    measured = read_measured(path)
+    fitted = sum(calibration.time.segment(m.decoding, m.context, m.prompts)[0] for m in measured) / PS
+    return sum(m.duration_s for m in measured), fitted, sum(m.processor_s for m in measured)
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FroudeError(f"{path}: no such file; give the folder of a `froude run serve`") from None
+    except (OSError, ValueError) as error:
+        raise FroudeError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(meta, dict) or "spec" not in meta:
+        raise FroudeError(f"{path}: not written by `froude run serve`: it has no 'spec'")
+    return meta
+
+
+def _read_requests(path: Path) -> list[dict[str, Any]]:
+    needed = ("input_toks", "output_toks", "arrival_time", "first_token_ts", "last_token_ts", "preemptions")
+    rows = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            row = json.loads(line)
+            for name in needed:
+                if name not in row:
+                    raise FroudeError(f"{path}: line {number} has no {name!r}; {suggestion(name, row)}")
+            rows.append(row)
+    except FileNotFoundError:
+        raise FroudeError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise FroudeError(f"{path}: not readable as JSON lines, perhaps truncated ({error})") from None
+    if not rows:
+        raise FroudeError(f"{path}: holds no request")
+    return sorted(rows, key=lambda row: float(row["arrival_time"]))

@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC: dict[str, str] = {
+    "plan_train": "froude.training.api",
+    "simulate_train": "froude.training.api",
+    "TrainPlan": "froude.training.plan",
     "resolve": "froude.models.catalogue",
     "list_models": "froude.models.catalogue",
     "list_devices": "froude.machines.device",
@@ -21,6 +24,12 @@ _PUBLIC: dict[str, str] = {
     "fit": "froude.laws.fitting",
     "fit_file": "froude.laws.api",
     "predict": "froude.laws.api",
+    "run_train": "froude.runtime.train.run",
+    "check_run": "froude.runtime.train.compare",
+    "measure_device": "froude.tank.device",
+    "check_train": "froude.training.measured",
+    "check_memory": "froude.training.measured",
+    "check_oom": "froude.training.measured",
 }
 
 __all__ = ["__version__", *_PUBLIC]

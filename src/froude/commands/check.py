@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from froude.commands.shell import Json, emit
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Is it true? Predictions against measurements.")
 
@@ -10,3 +15,58 @@ group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Is it tru
 def register(app: typer.Typer) -> None:
     """Add the command group to the application."""
     app.add_typer(group, name="check")
+
+
+@group.command("run")
+def check_run(
+    directory: Annotated[Path, typer.Argument(help="Directory of one run, or of several.")],
+    as_json: Json = False,
+) -> None:
+    """Predicted against measured of real runs."""
+    from froude.reports import runs
+    from froude.runtime.train.compare import check_run as check
+
+    result = check(directory)
+    emit(result.json(), as_json=as_json, show=lambda: runs.print_run_check(result))
+
+
+@group.command("train", help="Step time, against measured training runs.")
+def _train(
+    table: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Measured steps, one row a run.")],
+    as_json: Json = False,
+) -> None:
+    from froude.reports.checks import show_check
+    from froude.training.measured import check_train
+
+    result = check_train(table)
+    emit(result.json(), as_json=as_json, show=lambda: show_check("Step time", result), assumptions=[_COMPLETED])
+
+
+@group.command("memory", help="Peak memory, against measured training runs.")
+def _memory(
+    table: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Measured peak memory, one row a run.")],
+    as_json: Json = False,
+) -> None:
+    from froude.reports.checks import show_check
+    from froude.training.measured import check_memory
+
+    result = check_memory(table)
+    emit(result.json(), as_json=as_json, show=lambda: show_check("Peak memory", result), assumptions=[_COMPLETED])
+
+
+@group.command("oom", help="Which runs fit, against runs that ran out of memory.")
+def _oom(
+    table: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Runs that ran out of memory.")],
+    ran: Annotated[
+        Path | None, typer.Option("--ran", help="Runs that did not; train_measured.csv beside FILE.csv by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    from froude.reports.checks import show_oom
+    from froude.training.measured import check_oom
+
+    result = check_oom(table, ran)
+    emit(result.json(), as_json=as_json, show=lambda: show_oom(result), assumptions=[_COMPLETED])
+
+
+_COMPLETED = "settings a row leaves blank are completed from training/source_defaults.toml"

@@ -1,393 +1,190 @@
-"""Measured training steps against predicted ones.
-
-A row of a table of measurements becomes a `Run`: architecture, job, layout, cluster and stack. Settings that the row
-leaves blank come from ``source_defaults.toml`` and are listed with the run.
-"""
+"""Predictions against measured training runs: step time, memory, and what runs out of memory."""
 
 from __future__ import annotations
 
-import math
 import os
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib import resources
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
 from froude.core.errors import FroudeError
-from froude.machines.cluster import Cluster
-from froude.models.architecture import Architecture
-from froude.timing.stack import Stack, find_stack
-from froude.training.plan import Job, Layout
+from froude.training.plan import Layout
+from froude.training.runs import COLUMNS, Run, Unusable, read_table, run_of
+from froude.training.scores import Check, Scored, Skipped
+from froude.training.step import Scenario, StepPrediction, predict
 
-COLUMNS = (
-    "id", "source", "model", "device", "n_gpus", "layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq",
-    "n_experts", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "sp", "micro_batch", "global_batch_seqs",
-    "zero_stage", "recompute", "attention", "fused_norm", "step_s", "use",
-)  # fmt: skip
+ROUNDS = 2
+"""Rounds of as many micro-batches as stages after which a pipeline has settled."""
 
 
-class Unusable(Exception):
-    """Why a row cannot be evaluated; the message is the reason that is reported."""
+def predicted_step_s(scenario: Scenario, layout: Layout) -> float:
+    """Seconds per step; long pipelines from two short ones.
 
-
-@dataclass(frozen=True)
-class Run:
-    """One measured configuration.
-
-    Attributes:
-        id, source: of the row.
-        architecture, job, layout, cluster, stack: what ran.
-        assumed: names of the settings that the row leaves blank.
-        step_s: seconds per step that were measured.
+    A pipeline's order of work repeats itself: each further round of micro-batches (one per stage) takes the same time
+    once the first have filled it, as every max-plus linear system becomes periodic (Baccelli et al. 1992,
+    "Synchronization and Linearity", theorem 3.28). Two rounds suffice to 1e-4.
     """
-
-    id: str
-    source: str
-    architecture: Architecture
-    job: Job
-    layout: Layout
-    cluster: Cluster
-    stack: Stack
-    assumed: tuple[str, ...]
-    step_s: float
+    stages, micro_batches = layout.pipeline_parallel, scenario.micro_batches(layout)
+    few = micro_batches % stages + ROUNDS * stages
+    if micro_batches <= few + stages:
+        return predict(scenario, [layout])[0].step_s
+    start_s, next_s = (
+        predict(_with_micro_batches(scenario, layout, count), [layout])[0].step_s for count in (few, few + stages)
+    )
+    return start_s + (micro_batches - few) / stages * (next_s - start_s)
 
 
-@dataclass
-class _Row:
-    """A row with the defaults of its source, remembering which of them were needed."""
+def check_train(path: str | os.PathLike[str]) -> Check:
+    """Predict every usable row of a table of measured training steps, and compare.
 
-    cells: Mapping[str, Any]
-    defaults: Mapping[str, Any]
-    assumed: list[str] = field(default_factory=list)
-
-    def get(self, column: str, name: str, otherwise: Any = None) -> Any:
-        """The row's cell, else its source's default ``name``, else ``otherwise``."""
-        value = self.cells.get(column)
-        if value is not None and value != "":
-            return value
-        self.assumed.append(name)
-        return self.defaults.get(name, otherwise)
-
-    def need(self, column: str, name: str) -> Any:
-        """Like `get`, for what a run cannot do without."""
-        value = self.get(column, name)
-        if value is None:
-            raise Unusable(f"{name} is not stated")
-        return value
-
-
-def read_table(path: str | os.PathLike[str], columns: Iterable[str] = COLUMNS) -> list[dict[str, Any]]:
-    """Rows of a CSV file as mappings.
+    Args:
+        path: a CSV file with the columns of `COLUMNS`.
 
     Raises:
         FroudeError: when the file cannot be read or lacks columns.
     """
-    if not Path(path).is_file():
-        raise FroudeError(f"{path}: no such file")
-    try:
-        table = pl.read_csv(path, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
-        raise FroudeError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise FroudeError(f"{path}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    if table.height == 0:
-        raise FroudeError(f"{path}: has no rows")
-    return table.to_dicts()
+    scored: list[Scored] = []
+    skipped: list[Skipped] = []
+    rows = read_table(path, (*COLUMNS, "step_s", "use"))
+    for cells in rows:
+        try:
+            run = run_of(cells)
+            predicted_s = predicted_step_s(run.scenario, run.layout)
+        except (Unusable, FroudeError) as reason:
+            skipped.append(Skipped(str(cells["id"]), str(reason)))
+            continue
+        scored.append(Scored(run.id, run.source, predicted_s, float(cells["step_s"]), run.assumed))
+    return Check(len(rows), tuple(scored), tuple(skipped))
 
 
-def run_of(cells: Mapping[str, Any]) -> Run:
-    """The run that a row describes.
+def check_memory(path: str | os.PathLike[str]) -> Check:
+    """Predict the peak memory of every row of a table of measurements, and compare in bytes.
+
+    What was measured matters (column ``mem_kind``): bytes allocated by tensors on the first stage, or what the device
+    reports in use on the neediest stage. ``mem_value`` is in bytes, or in GB where the kind says so.
 
     Raises:
-        Unusable: when the row itself, or what Froude can express, does not allow it.
+        FroudeError: when the file cannot be read or lacks columns.
     """
-    use = cells.get("use") or "no"
-    if use != "yes":
-        raise Unusable(use)
-    row = _Row(cells, _defaults_of(str(cells["source"])))
-    if (cells.get("n_experts") or 1) > 1:
-        raise Unusable("mixtures of experts are not priced in training steps yet")
-    label = str(row.need("precision", "precision"))
-    precision = _tables()["precision"].get(label)
-    if precision is None:
-        raise Unusable(f"precision {label} is not expressed yet")
-    try:
-        architecture = _architecture(row)
-        cluster = _cluster(row)
-        layout, sequences = _layout(row, cluster)
-        job = Job.parse(
-            {
-                "seq_len": row.need("seq", "seq_len"),
-                "global_batch_tokens": sequences * row.need("seq", "seq_len"),
-                "precision": precision,
-            }
-        )
-        stack = _stack(row)
-    except FroudeError as error:
-        raise Unusable(str(error)) from None
-    return Run(
-        id=str(cells["id"]),
-        source=str(cells["source"]),
-        architecture=architecture,
-        job=job,
-        layout=layout,
-        cluster=cluster,
-        stack=stack,
-        assumed=tuple(dict.fromkeys(row.assumed)),
-        step_s=float(cells["step_s"]),
-    )
+    scored: list[Scored] = []
+    skipped: list[Skipped] = []
+    rows = read_table(path, (*COLUMNS, "mem_kind", "mem_value"))
+    for cells in rows:
+        try:
+            run = run_of(cells)
+            allocated, in_use = predicted_bytes(run)
+        except (Unusable, FroudeError) as reason:
+            skipped.append(Skipped(str(cells["id"]), str(reason)))
+            continue
+        kind = str(cells["mem_kind"])
+        measured = float(cells["mem_value"]) * (1e9 if "GB" in kind else 1.0)
+        predicted = allocated if "allocated" in kind else in_use
+        scored.append(Scored(run.id, run.source, predicted, measured, run.assumed))
+    return Check(len(rows), tuple(scored), tuple(skipped))
+
+
+def predicted_bytes(run: Run) -> tuple[float, float]:
+    """Peak bytes of live tensors on the first stage, and of the process on the neediest stage."""
+    prediction = settled(run.scenario, run.layout)
+    first = prediction.ledger(own_machine=False).stages[0]
+    return sum(size for part, size in first.items() if part != "runtime"), prediction.peak_bytes
+
+
+def settled(scenario: Scenario, layout: Layout) -> StepPrediction:
+    """The prediction with no more micro-batches than it takes to fill the pipeline: memory peaks there."""
+    stages, micro_batches = layout.pipeline_parallel, scenario.micro_batches(layout)
+    few = min(micro_batches, micro_batches % stages + ROUNDS * stages)
+    return predict(_with_micro_batches(scenario, layout, few), [layout])[0]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Errors of a set of predictions: fractions of the measured value; ``bias`` above 0 predicts too much."""
+class OutOfMemoryCheck:
+    """Which runs fit: predicted against what happened.
 
-    n: int
-    median_ape: float
-    mean_ape: float
-    p90_ape: float
-    bias: float
-
-    @classmethod
-    def of(cls, predicted: Sequence[float], measured: Sequence[float]) -> Scores:
-        """Scores of pairs."""
-        if not predicted:
-            return cls(0, math.nan, math.nan, math.nan, math.nan)
-        ratio = np.asarray(predicted, dtype=float) / np.asarray(measured, dtype=float)
-        error = np.abs(ratio - 1.0)
-        return cls(
-            len(ratio),
-            float(np.median(error)),
-            float(np.mean(error)),
-            float(np.quantile(error, 0.9)),
-            float(np.exp(np.mean(np.log(ratio))) - 1.0),
-        )
-
-    def json(self) -> dict[str, float | int | None]:
-        """For ``by_source``; None where there is nothing to average."""
-        return {
-            "n": self.n,
-            **{name: _finite(getattr(self, name)) for name in ("median_ape", "p90_ape", "bias")},
-        }
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A row that was not evaluated, and why."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One evaluated row."""
-
-    id: str
-    source: str
-    predicted: float
-    measured: float
-    assumed: tuple[str, ...] = ()
-
-
-MIN_ROWS = 3
-"""A source with fewer rows is reported but not averaged."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """Predictions against measurements, by source."""
+    Attributes:
+        rows: read from both tables.
+        outcomes: of every evaluated run: id, source, whether it ran, and the probability of fit that was predicted.
+        skipped: what was not evaluated, and why.
+    """
 
     rows: int
-    scored: tuple[Scored, ...]
+    outcomes: tuple[tuple[str, str, bool, float], ...]
     skipped: tuple[Skipped, ...]
 
-    def by_source(self) -> dict[str, Scores]:
-        """Scores of each source, in order of appearance."""
-        groups: dict[str, list[Scored]] = {}
-        for item in self.scored:
-            groups.setdefault(item.source, []).append(item)
-        return {source: _scores(items) for source, items in groups.items()}
+    def balanced_accuracy(self, source: str | None = None) -> float | None:
+        """Mean of the shares of failed and of fitting runs that are called right at even odds."""
+        shares = []
+        for ran in (False, True):
+            chances = [p for _, s, happened, p in self.outcomes if happened is ran and source in (None, s)]
+            if not chances:
+                return None
+            shares.append(sum((p >= 0.5) is ran for p in chances) / len(chances))
+        return sum(shares) / 2
 
-    def overall(self) -> Scores:
-        """Scores over the rows of all sources with `MIN_ROWS` rows or more."""
-        counted = {source for source, scores in self.by_source().items() if scores.n >= MIN_ROWS}
-        return _scores([item for item in self.scored if item.source in counted])
-
-    def sources_alike(self) -> tuple[float, float]:
-        """Median and 90th percentile of the error, each averaged over sources of `MIN_ROWS` rows or more."""
-        counted = [scores for scores in self.by_source().values() if scores.n >= MIN_ROWS]
-        if not counted:
-            return math.nan, math.nan
-        return (
-            float(np.mean([scores.median_ape for scores in counted])),
-            float(np.mean([scores.p90_ape for scores in counted])),
-        )
-
-    def completed(self) -> Scores:
-        """Scores of the rows for which something had to be assumed."""
-        return _scores([item for item in self.scored if item.assumed])
-
-    def stated(self) -> Scores:
-        """Scores of the rows that state everything."""
-        return _scores([item for item in self.scored if not item.assumed])
+    def calibration(self) -> list[dict[str, float]]:
+        """Of plans given a probability of fit in each fifth: how many there are, and the share that fitted."""
+        table = []
+        for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+            ran = [r for _, _, r, p in self.outcomes if low <= p < low + 0.2 or (low == 0.8 and p == 1.0)]
+            if ran:
+                table.append({"from": low, "to": low + 0.2, "n": len(ran), "fitted": sum(ran) / len(ran)})
+        return table
 
     def json(self) -> dict[str, Any]:
-        """What ``froude check ... --json`` prints."""
-        overall = self.overall()
+        """What ``froude check oom --json`` prints."""
+        sources = dict.fromkeys(source for _, source, _, _ in self.outcomes)
         return {
             "rows": self.rows,
-            "evaluated": len(self.scored),
+            "evaluated": len(self.outcomes),
             "skipped": [{"id": item.id, "reason": item.reason} for item in self.skipped],
-            **{name: _finite(getattr(overall, name)) for name in ("median_ape", "mean_ape", "p90_ape", "bias")},
-            "by_source": {source: scores.json() for source, scores in self.by_source().items()},
-            "completed": self.completed().json(),
-            "stated": self.stated().json(),
+            "balanced_accuracy": self.balanced_accuracy(),
+            "calibration": self.calibration(),
+            "by_source": {
+                source: {
+                    "failed": sum(s == source and not ran for _, s, ran, _ in self.outcomes),
+                    "ran": sum(s == source and ran for _, s, ran, _ in self.outcomes),
+                    "balanced_accuracy": self.balanced_accuracy(source),
+                }
+                for source in sources
+            },
         }
 
 
-def _scores(items: Iterable[Scored]) -> Scores:
-    kept = list(items)
-    return Scores.of([item.predicted for item in kept], [item.measured for item in kept])
+SWEEP = ("source", "model", "device", "seq", "n_gpus")
+"""Columns on which runs of one sweep agree."""
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def check_oom(path: str | os.PathLike[str], ran: str | os.PathLike[str] | None = None) -> OutOfMemoryCheck:
+    """Predict whether runs fit: those that ran out of memory, and those of the same sweeps that did not.
+
+    Args:
+        path: table of runs that ran out of memory.
+        ran: table of runs that did not (default: ``train_measured.csv`` beside ``path``).
+
+    Raises:
+        FroudeError: when a file cannot be read or lacks columns.
+    """
+    failed = read_table(path)
+    beside = Path(ran) if ran is not None else Path(path).parent / "train_measured.csv"
+    sweeps = {_sweep(cells) for cells in failed}
+    fitting = [cells for cells in read_table(beside) if _sweep(cells) in sweeps]
+    outcomes: list[tuple[str, str, bool, float]] = []
+    skipped: list[Skipped] = []
+    for cells, happened in [*((c, False) for c in failed), *((c, True) for c in fitting)]:
+        try:
+            run = run_of(cells)
+            outcomes.append((run.id, run.source, happened, settled(run.scenario, run.layout).p_fit))
+        except (Unusable, FroudeError) as reason:
+            skipped.append(Skipped(str(cells["id"]), str(reason)))
+    return OutOfMemoryCheck(len(failed) + len(fitting), tuple(outcomes), tuple(skipped))
 
 
-# -- from a row to a run ----------------------------------------------------------------------------------------------
+def _sweep(cells: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(cells.get(column)) for column in SWEEP)
 
 
-@lru_cache(maxsize=1)
-def _tables() -> dict[str, Any]:
-    return tomllib.loads(resources.files(__package__).joinpath("source_defaults.toml").read_text("utf-8"))
-
-
-def _defaults_of(source: str) -> dict[str, Any]:
-    return next(entry for entry in _tables()["source"] if source.startswith(entry["prefix"]))
-
-
-def _architecture(row: _Row) -> Architecture:
-    name = str(row.need("model", "model"))
-    family = next(entry for entry in _tables()["model"] if name.startswith(entry["prefix"]))
-    shape = {column: row.cells.get(column) for column in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")}
-    if shape["hidden"] is None and name.startswith("maxtext_"):
-        row.assumed.append("shape")
-        shape.update(_maxtext_shape(name))
-    if shape["hidden"] is None:
-        raise Unusable("the model's shape is not stated")
-    shape["vocab"] = row.get("vocab", "vocab")
-    if shape["heads"] is None:
-        shape["heads"] = row.need("heads", "heads")
-    if shape["ffn"] is None:
-        row.assumed.append("ffn")
-        shape["ffn"] = 4 * shape["hidden"]
-    if shape["layers"] is None:
-        row.assumed.append("layers")
-        shape["layers"] = _layers_from_parameters(row, family, shape)
-    fields: dict[str, Any] = {key: value for key, value in shape.items() if value is not None}
-    for key in ("gated", "norm", "positions", "head_dim", "qk_norm", "tied_embeddings", "embedding_norm"):
-        value = row.defaults.get(key, family.get(key))
-        if value is not None:
-            fields[key] = value
-    if fields["hidden"] % fields["heads"] and "head_dim" not in fields:
-        # 14400 wide BLOOM candidates have 96 heads of 150, whatever the others of their section have.
-        fields["heads"] = next(h for h in (96, 80, 72, 48, 32) if fields["hidden"] % h == 0)
-    return Architecture.parse({"name": name, **fields})
-
-
-def _layers_from_parameters(row: _Row, family: Mapping[str, Any], shape: Mapping[str, Any]) -> int:
-    parameters = row.cells.get("params_b")
-    if parameters is None:
-        raise Unusable("neither layers nor parameters are stated")
-    hidden, ffn = shape["hidden"], shape["ffn"]
-    layer = 4 * hidden**2 + (3 if family["gated"] else 2) * hidden * ffn
-    return max(1, round((parameters * 1e9 - shape["vocab"] * hidden) / layer))
-
-
-def _maxtext_shape(name: str) -> dict[str, int]:
-    """Shape from MaxText's parameter scale (its ``get_individual_scales``), as 32 in "maxtext_32B"."""
-    base = _tables()["maxtext_scale"]
-    cycles, rest = divmod(int(math.log2(int(name.removeprefix("maxtext_").removesuffix("B")))), 3)
-    wide, deep = cycles + (rest > 1), cycles
-    heads = cycles + (rest > 0)
-    return {
-        "hidden": base["hidden"] << wide,
-        "heads": base["heads"] << heads,
-        "ffn": base["ffn"] << heads,
-        "layers": base["layers"] << deep,
-    }
-
-
-def _cluster(row: _Row) -> Cluster:
-    device = row.need("device", "device")
-    fields: dict[str, Any] = {"device": device, "count": row.need("n_gpus", "devices")}
-    if row.cells.get("gpus_per_node"):
-        fields["devices_per_node"] = row.cells["gpus_per_node"]
-    port = row.defaults.get("scaleout_bandwidth_of", {}).get(device, row.defaults.get("scaleout_bandwidth"))
-    if port is not None:
-        fields["scaleout_bandwidth"] = port
-    return Cluster.parse(fields)
-
-
-def _layout(row: _Row, cluster: Cluster) -> tuple[Layout, int]:
-    """The layout, and the sequences of a global batch."""
-    tensor = int(row.get("tp", "tensor_parallel", 1))
-    pipeline = int(row.get("pp", "pipeline_parallel", 1))
-    context = int(row.get("cp", "context_parallel", 1))
-    data, rest = divmod(cluster.count, tensor * pipeline * context)
-    if rest or data == 0:
-        raise Unusable(f"tensor x pipeline x context parallel does not divide {cluster.count} devices")
-    sequences = row.cells.get("global_batch_seqs")
-    if sequences is None:
-        row.assumed.append("global_batch")
-        per_device = row.defaults.get("batch_per_device")
-        if per_device is None:
-            raise Unusable("the global batch is not stated")
-        sequences = per_device * cluster.count
-    if row.defaults.get("micro_batch_is_per_device"):
-        micro_batch = sequences / data
-    else:
-        unstated = row.defaults.get("micro_batch_of_pipeline", {}).get(str(pipeline))
-        micro_batch = row.cells.get("micro_batch")
-        if micro_batch is None:
-            row.assumed.append("micro_batch")
-            micro_batch = unstated or row.defaults.get("micro_batch", 1)
-    if micro_batch != int(micro_batch) or sequences % (data * int(micro_batch)):
-        raise Unusable(f"{sequences} sequences do not divide into micro-batches of {micro_batch:g} on {data} replicas")
-    virtual = int(row.get("vpp", "virtual_stages", 1) or 1) if pipeline > 1 else 1
-    sequence_parallel = bool(row.get("sp", "sequence_parallel", False)) and tensor > 1
-    layout = Layout.parse(
-        {
-            "data_parallel": data,
-            "tensor_parallel": tensor,
-            "pipeline_parallel": pipeline,
-            "context_parallel": context,
-            "virtual_stages": virtual,
-            "schedule": "interleaved-1f1b" if virtual > 1 else "1f1b",
-            "micro_batch": int(micro_batch),
-            "zero_stage": int(row.get("zero_stage", "zero_stage", 0)),
-            "sequence_parallel": sequence_parallel,
-            "recompute": row.get("recompute", "recompute", "none"),
-        }
-    )
-    return layout, int(sequences)
-
-
-def _stack(row: _Row) -> Stack:
-    changes: dict[str, str] = {}
-    if row.cells.get("attention"):
-        changes["attention"] = row.cells["attention"]
-    if row.cells.get("fused_norm"):
-        changes["fusion"] = _tables()["fused_norm"].get(row.cells["fused_norm"], "fused")
-    for mechanism in ("gradient_overlap",):
-        if mechanism in row.defaults:
-            changes[mechanism] = row.defaults[mechanism]
-    return find_stack(row.defaults["stack"]).but(**changes)
+def _with_micro_batches(scenario: Scenario, layout: Layout, count: int) -> Scenario:
+    """The same scenario with as many micro-batches per replica."""
+    tokens = count * layout.data_parallel * layout.micro_batch * scenario.job.seq_len
+    return replace(scenario, job=scenario.job.model_copy(update={"global_batch_tokens": tokens}))

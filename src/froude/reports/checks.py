@@ -1,0 +1,58 @@
+"""Predictions against measurements, for people."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from froude.reports.tables import console, percent, print_table
+from froude.training.measured import OutOfMemoryCheck
+from froude.training.scores import MIN_ROWS, Check, Scores, Skipped
+
+
+def show_check(title: str, check: Check) -> None:
+    """Errors by source, their equal-weight average, and what was skipped."""
+    rows = [[source, *_cells(scores)] for source, scores in check.by_source().items()]
+    rows.append(["all rows", *_cells(check.overall())])
+    median, p90 = check.sources_alike()
+    rows.append([f"sources of {MIN_ROWS} rows or more, weighted equally", "", _signed(median), _signed(p90), ""])
+    print_table(title, ["source", "rows", "median error", "90th percentile", "bias"], rows)
+    stated, completed = check.stated(), check.completed()
+    console().print(
+        f"{stated.n} rows state every setting: median error {_signed(stated.median_ape)}; "
+        f"{completed.n} were completed from source_defaults.toml: {_signed(completed.median_ape)}"
+    )
+    _show_skipped(check.rows, check.skipped)
+
+
+def show_oom(check: OutOfMemoryCheck) -> None:
+    """How often runs that failed and runs that fitted are told apart."""
+    data = check.json()
+    rows = [
+        [source, str(row["failed"]), str(row["ran"]), _optional(row["balanced_accuracy"])]
+        for source, row in data["by_source"].items()
+    ]
+    rows.append(["all rows", "", "", _optional(data["balanced_accuracy"])])
+    print_table("Out of memory", ["source", "failed", "ran", "balanced accuracy"], rows)
+    bins = [[f"{b['from']:.1f} to {b['to']:.1f}", str(b["n"]), percent(b["fitted"], 0)] for b in data["calibration"]]
+    print_table("Predicted probability of fit", ["probability", "runs", "fitted"], bins)
+    _show_skipped(check.rows, check.skipped)
+
+
+def _show_skipped(rows: int, skipped: tuple[Skipped, ...]) -> None:
+    console().print(f"{len(skipped)} of {rows} rows skipped")
+    for reason, count in Counter(item.reason for item in skipped).most_common(12):
+        console().print(f"  {count:4d}  {reason}", soft_wrap=True)
+
+
+def _cells(scores: Scores) -> list[str]:
+    return [str(scores.n), percent(scores.median_ape), percent(scores.p90_ape), _signed(scores.bias, plus=True)]
+
+
+def _signed(value: float, *, plus: bool = False) -> str:
+    text = percent(value)
+    return f"+{text}" if plus and math.isfinite(value) and value > 0 else text
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else percent(value)

@@ -1,0 +1,277 @@
+"""Rows of published measurements as runs: architecture, job, layout, cluster and stack.
+
+Settings that a row leaves blank come from ``source_defaults.toml`` and are listed with the run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from froude.core.errors import FroudeError
+from froude.machines.cluster import Cluster
+from froude.models.architecture import Architecture
+from froude.timing.stack import Stack, find_stack
+from froude.training.plan import Job, Layout
+from froude.training.step import Scenario
+
+COLUMNS = (
+    "id", "source", "model", "device", "n_gpus", "layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq",
+    "n_experts", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "sp", "micro_batch", "global_batch_seqs",
+    "zero_stage", "recompute", "attention", "fused_norm",
+)  # fmt: skip
+
+
+class Unusable(Exception):
+    """Why a row cannot be evaluated; the message is the reason that is reported."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured configuration.
+
+    Attributes:
+        id, source: of the row.
+        architecture, job, layout, cluster, stack: what ran.
+        assumed: names of the settings that the row leaves blank.
+    """
+
+    id: str
+    source: str
+    architecture: Architecture
+    job: Job
+    layout: Layout
+    cluster: Cluster
+    stack: Stack
+    assumed: tuple[str, ...]
+
+    @property
+    def scenario(self) -> Scenario:
+        """What the layout is evaluated in."""
+        return Scenario(self.architecture, self.cluster, self.job, self.stack)
+
+
+@dataclass
+class _Row:
+    """A row with the defaults of its source, remembering which of them were needed."""
+
+    cells: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    assumed: list[str] = field(default_factory=list)
+
+    def get(self, column: str, name: str, otherwise: Any = None) -> Any:
+        """The row's cell, else its source's default ``name``, else ``otherwise``."""
+        value = self.cells.get(column)
+        if value is not None and value != "":
+            return value
+        self.assumed.append(name)
+        return self.defaults.get(name, otherwise)
+
+    def need(self, column: str, name: str) -> Any:
+        """Like `get`, for what a run cannot do without."""
+        value = self.get(column, name)
+        if value is None:
+            raise Unusable(f"{name} is not stated")
+        return value
+
+
+def read_table(path: str | os.PathLike[str], columns: Iterable[str] = COLUMNS) -> list[dict[str, Any]]:
+    """Rows of a CSV file as mappings.
+
+    Raises:
+        FroudeError: when the file cannot be read or lacks columns.
+    """
+    if not Path(path).is_file():
+        raise FroudeError(f"{path}: no such file")
+    try:
+        table = pl.read_csv(Path(path), infer_schema_length=None)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
+        raise FroudeError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise FroudeError(f"{path}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    if table.height == 0:
+        raise FroudeError(f"{path}: has no rows")
+    return table.to_dicts()
+
+
+def run_of(cells: Mapping[str, Any]) -> Run:
+    """The run that a row describes.
+
+    Raises:
+        Unusable: when the row itself, or what Froude can express, does not allow it.
+    """
+    use = cells.get("use", "yes")
+    if use != "yes":
+        raise Unusable(str(use))
+    row = _Row(cells, _defaults_of(str(cells["source"])))
+    if (cells.get("n_experts") or 1) > 1:
+        raise Unusable("mixtures of experts are not priced in training steps yet")
+    label = str(row.need("precision", "precision"))
+    precision = _tables()["precision"].get(label)
+    if precision is None:
+        raise Unusable(f"precision {label} is not expressed yet")
+    try:
+        architecture = _architecture(row)
+        cluster = _cluster(row)
+        layout, sequences = _layout(row, cluster)
+        job = Job.parse(
+            {
+                "seq_len": row.need("seq", "seq_len"),
+                "global_batch_tokens": sequences * row.need("seq", "seq_len"),
+                "precision": precision,
+            }
+        )
+        stack = _stack(row)
+    except FroudeError as error:
+        raise Unusable(str(error)) from None
+    return Run(
+        id=str(cells["id"]),
+        source=str(cells["source"]),
+        architecture=architecture,
+        job=job,
+        layout=layout,
+        cluster=cluster,
+        stack=stack,
+        assumed=tuple(dict.fromkeys(row.assumed)),
+    )
+
+
+# -- from a row to a run ----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _tables() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("source_defaults.toml").read_text("utf-8"))
+
+
+def _defaults_of(source: str) -> dict[str, Any]:
+    return next(entry for entry in _tables()["source"] if source.startswith(entry["prefix"]))
+
+
+def _architecture(row: _Row) -> Architecture:
+    name = str(row.need("model", "model"))
+    family = next(entry for entry in _tables()["model"] if name.startswith(entry["prefix"]))
+    shape = {column: row.cells.get(column) for column in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")}
+    if shape["hidden"] is None and name.startswith("maxtext_"):
+        row.assumed.append("shape")
+        shape.update(_maxtext_shape(name))
+    if shape["hidden"] is None:
+        raise Unusable("the model's shape is not stated")
+    shape["vocab"] = row.get("vocab", "vocab")
+    if shape["heads"] is None:
+        shape["heads"] = row.need("heads", "heads")
+    if shape["ffn"] is None:
+        row.assumed.append("ffn")
+        shape["ffn"] = 4 * shape["hidden"]
+    if shape["layers"] is None:
+        row.assumed.append("layers")
+        shape["layers"] = _layers_from_parameters(row, family, shape)
+    fields: dict[str, Any] = {key: value for key, value in shape.items() if value is not None}
+    for key in ("gated", "norm", "positions", "head_dim", "qk_norm", "tied_embeddings", "embedding_norm"):
+        value = row.defaults.get(key, family.get(key))
+        if value is not None:
+            fields[key] = value
+    if fields["hidden"] % fields["heads"] and "head_dim" not in fields:
+        # 14400 wide BLOOM candidates have 96 heads of 150, whatever the others of their section have.
+        fields["heads"] = next(h for h in (96, 80, 72, 48, 32) if fields["hidden"] % h == 0)
+    return Architecture.parse({"name": name, **fields})
+
+
+def _layers_from_parameters(row: _Row, family: Mapping[str, Any], shape: Mapping[str, Any]) -> int:
+    parameters = row.cells.get("params_b")
+    if parameters is None:
+        raise Unusable("neither layers nor parameters are stated")
+    hidden, ffn = shape["hidden"], shape["ffn"]
+    layer = 4 * hidden**2 + (3 if family["gated"] else 2) * hidden * ffn
+    return max(1, round(float((parameters * 1e9 - shape["vocab"] * hidden) / layer)))
+
+
+def _maxtext_shape(name: str) -> dict[str, int]:
+    """Shape from MaxText's parameter scale (its ``get_individual_scales``), as 32 in "maxtext_32B"."""
+    base = _tables()["maxtext_scale"]
+    cycles, rest = divmod(int(math.log2(int(name.removeprefix("maxtext_").removesuffix("B")))), 3)
+    wide, deep = cycles + (rest > 1), cycles
+    heads = cycles + (rest > 0)
+    return {
+        "hidden": base["hidden"] << wide,
+        "heads": base["heads"] << heads,
+        "ffn": base["ffn"] << heads,
+        "layers": base["layers"] << deep,
+    }
+
+
+def _cluster(row: _Row) -> Cluster:
+    device = row.need("device", "device")
+    fields: dict[str, Any] = {"device": device, "count": row.need("n_gpus", "devices")}
+    if row.cells.get("gpus_per_node"):
+        fields["devices_per_node"] = row.cells["gpus_per_node"]
+    port = row.defaults.get("scaleout_bandwidth_of", {}).get(device, row.defaults.get("scaleout_bandwidth"))
+    if port is not None:
+        fields["scaleout_bandwidth"] = port
+    return Cluster.parse(fields)
+
+
+def _layout(row: _Row, cluster: Cluster) -> tuple[Layout, int]:
+    """The layout, and the sequences of a global batch."""
+    tensor = int(row.get("tp", "tensor_parallel", 1))
+    pipeline = int(row.get("pp", "pipeline_parallel", 1))
+    context = int(row.get("cp", "context_parallel", 1))
+    data, rest = divmod(cluster.count, tensor * pipeline * context)
+    if rest or data == 0:
+        raise Unusable(f"tensor x pipeline x context parallel does not divide {cluster.count} devices")
+    sequences = row.cells.get("global_batch_seqs")
+    if sequences is None:
+        row.assumed.append("global_batch")
+        per_device = row.defaults.get("batch_per_device")
+        if per_device is None:
+            raise Unusable("the global batch is not stated")
+        sequences = per_device * cluster.count
+    if row.defaults.get("micro_batch_is_per_device"):
+        micro_batch = sequences / data
+    else:
+        unstated = row.defaults.get("micro_batch_of_pipeline", {}).get(str(pipeline))
+        micro_batch = row.cells.get("micro_batch")
+        if micro_batch is None:
+            row.assumed.append("micro_batch")
+            micro_batch = unstated or row.defaults.get("micro_batch", 1)
+    if micro_batch != int(micro_batch) or sequences % (data * int(micro_batch)):
+        raise Unusable(f"{sequences} sequences do not divide into micro-batches of {micro_batch:g} on {data} replicas")
+    virtual = int(row.get("vpp", "virtual_stages", 1) or 1) if pipeline > 1 else 1
+    sequence_parallel = bool(row.get("sp", "sequence_parallel", False)) and tensor > 1
+    layout = Layout.parse(
+        {
+            "data_parallel": data,
+            "tensor_parallel": tensor,
+            "pipeline_parallel": pipeline,
+            "context_parallel": context,
+            "virtual_stages": virtual,
+            "schedule": "interleaved-1f1b" if virtual > 1 else "1f1b",
+            "micro_batch": int(micro_batch),
+            "zero_stage": int(row.get("zero_stage", "zero_stage", 0)),
+            "sequence_parallel": sequence_parallel,
+            "recompute": row.get("recompute", "recompute", "none"),
+        }
+    )
+    return layout, int(sequences)
+
+
+def _stack(row: _Row) -> Stack:
+    changes: dict[str, str] = {}
+    if row.cells.get("attention"):
+        changes["attention"] = row.cells["attention"]
+    if row.cells.get("fused_norm"):
+        changes["fusion"] = _tables()["fused_norm"].get(row.cells["fused_norm"], "fused")
+    for mechanism in ("gradient_overlap",):
+        if mechanism in row.defaults:
+            changes[mechanism] = row.defaults[mechanism]
+    return find_stack(row.defaults["stack"]).but(**changes)

@@ -1,0 +1,127 @@
+"""Scores of predictions against measurements, overall and by source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Errors of a set of predictions: fractions of the measured value; ``bias`` above 0 predicts too much."""
+
+    n: int
+    median_ape: float
+    mean_ape: float
+    p90_ape: float
+    bias: float
+
+    @classmethod
+    def of(cls, predicted: Sequence[float], measured: Sequence[float]) -> Scores:
+        """Scores of pairs."""
+        if not predicted:
+            return cls(0, math.nan, math.nan, math.nan, math.nan)
+        ratio = np.asarray(predicted, dtype=float) / np.asarray(measured, dtype=float)
+        error = np.abs(ratio - 1.0)
+        return cls(
+            len(ratio),
+            float(np.median(error)),
+            float(np.mean(error)),
+            float(np.quantile(error, 0.9)),
+            float(np.exp(np.mean(np.log(ratio))) - 1.0),
+        )
+
+    def json(self) -> dict[str, float | int | None]:
+        """For ``by_source``; None where there is nothing to average."""
+        return {
+            "n": self.n,
+            **{name: _finite(getattr(self, name)) for name in ("median_ape", "p90_ape", "bias")},
+        }
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was not evaluated, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One evaluated row."""
+
+    id: str
+    source: str
+    predicted: float
+    measured: float
+    assumed: tuple[str, ...] = ()
+
+
+MIN_ROWS = 3
+"""A source with fewer rows is reported but not averaged."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Predictions against measurements, by source."""
+
+    rows: int
+    scored: tuple[Scored, ...]
+    skipped: tuple[Skipped, ...]
+
+    def by_source(self) -> dict[str, Scores]:
+        """Scores of each source, in order of appearance."""
+        groups: dict[str, list[Scored]] = {}
+        for item in self.scored:
+            groups.setdefault(item.source, []).append(item)
+        return {source: _scores(items) for source, items in groups.items()}
+
+    def overall(self) -> Scores:
+        """Scores over the rows of all sources with `MIN_ROWS` rows or more."""
+        counted = {source for source, scores in self.by_source().items() if scores.n >= MIN_ROWS}
+        return _scores([item for item in self.scored if item.source in counted])
+
+    def sources_alike(self) -> tuple[float, float]:
+        """Median and 90th percentile of the error, each averaged over sources of `MIN_ROWS` rows or more."""
+        counted = [scores for scores in self.by_source().values() if scores.n >= MIN_ROWS]
+        if not counted:
+            return math.nan, math.nan
+        return (
+            float(np.mean([scores.median_ape for scores in counted])),
+            float(np.mean([scores.p90_ape for scores in counted])),
+        )
+
+    def completed(self) -> Scores:
+        """Scores of the rows for which something had to be assumed."""
+        return _scores([item for item in self.scored if item.assumed])
+
+    def stated(self) -> Scores:
+        """Scores of the rows that state everything."""
+        return _scores([item for item in self.scored if not item.assumed])
+
+    def json(self) -> dict[str, Any]:
+        """What ``froude check ... --json`` prints."""
+        overall = self.overall()
+        return {
+            "rows": self.rows,
+            "evaluated": len(self.scored),
+            "skipped": [{"id": item.id, "reason": item.reason} for item in self.skipped],
+            **{name: _finite(getattr(overall, name)) for name in ("median_ape", "mean_ape", "p90_ape", "bias")},
+            "by_source": {source: scores.json() for source, scores in self.by_source().items()},
+            "completed": self.completed().json(),
+            "stated": self.stated().json(),
+        }
+
+
+def _scores(items: Iterable[Scored]) -> Scores:
+    kept = list(items)
+    return Scores.of([item.predicted for item in kept], [item.measured for item in kept])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

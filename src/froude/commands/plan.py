@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
 import typer
+
+from froude.commands.shell import Json, Out, emit
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What should I run?")
 
@@ -10,3 +15,48 @@ group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What shou
 def register(app: typer.Typer) -> None:
     """Add the command group to the application."""
     app.add_typer(group, name="plan")
+
+
+@group.command("train")
+def train(
+    model: Annotated[str, typer.Option(help="A name (froude show models), a config.json or its folder.")],
+    cluster: Annotated[str, typer.Option(help="h100-sxm:1024, h100-sxm:256..4096, profile:box.yaml:2, a YAML file.")],
+    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")],
+    global_batch_tokens: Annotated[int, typer.Option(help="Tokens per optimizer step.")],
+    tokens: Annotated[float | None, typer.Option(help="Tokens of the whole run: gives days, dollars, energy.")] = None,
+    precision: Annotated[str, typer.Option(help="bf16, fp16, fp8 or fp32.")] = "bf16",
+    objective: Annotated[str, typer.Option(help="Rank by time, cost or energy.")] = "time",
+    fix: Annotated[str | None, typer.Option(help="Layout fields to keep: tp=8,pp=4,recompute=full.")] = None,
+    top: Annotated[int, typer.Option(help="How many layouts to list.")] = 10,
+    stack: Annotated[str | None, typer.Option(help="Software stack: megatron, nemo-te, fsdp, torch-eager, ...")] = None,
+    technique: Annotated[list[str] | None, typer.Option(help="Switch a technique on (repeatable).")] = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Layouts that fit, ranked: step time, MFU, memory, days, dollars, energy; and where the best one's time goes."""
+    from froude.reports.training import show_plans, write_plan_report
+    from froude.training.api import plan_train, write_plan
+
+    found = plan_train(
+        model,
+        cluster,
+        seq_len=seq_len,
+        global_batch_tokens=global_batch_tokens,
+        tokens=tokens,
+        precision=precision,
+        objective=objective,
+        fix=fix,
+        top=top,
+        stack=stack,
+        with_techniques=tuple(technique or ()),
+    )
+
+    def show() -> None:
+        show_plans(found)
+        if out is not None:
+            print(f"\nwrote {', '.join(str(path) for path in written)}")
+
+    written = []
+    if out is not None:
+        written = [*write_plan(found, out), write_plan_report(found, out, " ".join(["froude", *sys.argv[1:]]))]
+    emit(found.json(), as_json=as_json, show=show, assumptions=found.assumptions, warnings=found.warnings)

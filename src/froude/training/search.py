@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -95,11 +95,10 @@ def search(
     *,
     keep: int = 10,
     fixed: Mapping[str, Any] | None = None,
-    objective: Literal["time", "cost", "energy"] = "time",
 ) -> SearchResult:
     """The ``keep`` best layouts for a scenario.
 
-    On one cluster time, cost and (nearly) energy rank alike; they differ between clusters, which the caller compares.
+    Best is fastest: on one cluster that is cheapest too. What differs between clusters, the caller compares.
 
     Raises:
         FroudeError: when no layout divides, or none fits in memory; says what comes nearest.
@@ -159,9 +158,7 @@ def enumerate_layouts(scenario: Scenario, fixed: Mapping[str, Any]) -> Iterator[
             continue
         per_replica = job.global_batch_sequences // dp
         sizes = [m for m in MICRO_BATCHES if per_replica % m == 0]
-        chunks = (
-            [1] if pp == 1 else [v for v in range(1, MAX_VIRTUAL_STAGES + 1) if arch.layers % (pp * v) == 0 or v == 1]
-        )
+        chunks = [v for v in range(2, MAX_VIRTUAL_STAGES + 1) if pp > 1 and arch.layers % (pp * v) == 0]
         for micro_batch, vpp, recompute in product(
             _only(fixed, "micro_batch", sizes), _only(fixed, "virtual_stages", [1, *chunks]), RECOMPUTE
         ):

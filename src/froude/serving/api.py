@@ -1,0 +1,312 @@
+"""The public function behind ``froude simulate serve``."""
+
+from __future__ import annotations
+
+import time as clock
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from froude.core.errors import FroudeError, InvalidValueError
+from froude.machines.cluster import Cluster, parse_cluster
+from froude.models.architecture import Architecture
+from froude.models.catalogue import resolve
+from froude.serving.engine_spec import EngineSpec, find_engine
+from froude.serving.iteration import IterationTime
+from froude.serving.kv_cache import Pool, size_pool
+from froude.serving.metrics import PS, Latencies, parse_slo, summary
+from froude.serving.model_time import ModelIterationTime, check_tensor_parallel
+from froude.serving.outcome import Outcome
+from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
+from froude.serving.router import ROUTERS
+from froude.serving.simulator import jump
+from froude.serving.stepping import step
+from froude.timing.roofline import Roofline
+from froude.workloads.readers import load_trace
+from froude.workloads.trace import Trace
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on machines under an engine: everything of a serving simulation but the load.
+
+    Attributes:
+        arch, cluster, engine: what runs, where, under which mechanisms.
+        tensor_parallel, replicas: devices that share one replica; how many replicas.
+        scheduler, router: the policies.
+        time: of one iteration of one replica.
+        pool: cache of one replica.
+    """
+
+    arch: Architecture
+    cluster: Cluster
+    engine: EngineSpec
+    tensor_parallel: int
+    replicas: int
+    scheduler: Scheduler
+    router: str
+    time: IterationTime
+    pool: Pool
+
+    @property
+    def devices(self) -> int:
+        """Devices in use."""
+        return self.tensor_parallel * self.replicas
+
+
+@dataclass(frozen=True)
+class ServeResult:
+    """What `simulate_serve` found."""
+
+    deployment: Deployment
+    trace: Trace
+    outcome: Outcome
+    slo: dict[str, float]
+    arrival_ps: list[int] = field(repr=False)
+    sim_wall_s: float
+    stepped: bool
+
+    @cached_property
+    def latencies(self) -> Latencies:
+        """Request by request."""
+        return Latencies.of(self.outcome, self.arrival_ps, self.trace)
+
+    @property
+    def duration_s(self) -> float:
+        """From the start of the trace to the last token."""
+        return max(self.outcome.finish_ps) / PS
+
+    @property
+    def peak_kv_utilisation(self) -> float:
+        """Most of the cache of a replica in use at once."""
+        return self.outcome.peak_blocks / self.deployment.pool.blocks
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Price of the devices in use."""
+        price = self.deployment.cluster.usd_per_device_hour
+        return None if price is None else price * self.deployment.devices
+
+    @property
+    def joules(self) -> float | None:
+        """Energy of the devices in use."""
+        busy_s = self.outcome.busy_ps / PS
+        return self.deployment.time.joules(busy_s, self.deployment.replicas * self.duration_s - busy_s)
+
+    def json(self) -> dict[str, Any]:
+        """The command's contract."""
+        found, duration_s = self.latencies, self.duration_s
+        done = found.request
+        outputs = int(self.trace.output_tokens[done].sum())
+        inputs = int(self.trace.input_tokens[done].sum())
+        usd, joules = self.usd_per_hour, self.joules
+        return {
+            "requests": len(self.trace),
+            "completed": len(done),
+            "rejected": self.outcome.rejected,
+            "duration_s": duration_s,
+            "sim_wall_s": self.sim_wall_s,
+            "ttft_s": summary(found.ttft_s),
+            "tpot_s": summary(found.tpot_s),
+            "e2e_s": summary(found.e2e_s),
+            "output_tokens_per_s": outputs / duration_s,
+            "total_tokens_per_s": (inputs + outputs) / duration_s,
+            "requests_per_s": len(done) / duration_s,
+            "goodput_rps": float(found.meeting(self.slo).sum()) / duration_s,
+            "slo": self.slo,
+            "preemptions": sum(self.outcome.preemptions),
+            "prefix_hit_rate": 0.0,
+            "peak_kv_utilisation": self.peak_kv_utilisation,
+            "kv_cache_tokens": self.deployment.pool.tokens,
+            "busy_fraction": self.outcome.busy_ps / PS / (duration_s * self.deployment.replicas),
+            "iterations": self.outcome.iterations,
+            "usd_per_million_output_tokens": None if usd is None else usd * duration_s / 3600.0 / outputs * 1e6,
+            "joules_per_output_token": None if joules is None else joules / outputs,
+        }
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What the figures rest on."""
+        d = self.deployment
+        pool = d.pool
+        return [
+            f"{d.replicas} replica(s) of {d.arch.name} on {d.tensor_parallel} x {d.cluster.device.name} each, "
+            f"scheduler {d.scheduler.name}, at most {d.scheduler.max_seqs} sequences and "
+            f"{d.scheduler.max_batched_tokens} tokens in an iteration",
+            f"cache of {pool.blocks} blocks of {pool.block_tokens} tokens: {d.engine.gpu_memory_utilization:.0%} of "
+            f"memory less {pool.weights_bytes / 1e9:.1f} GB of weights, {pool.activation_bytes / 1e9:.1f} GB of "
+            f"activations and {pool.reserve_bytes / 1e9:.1f} GB in reserve (estimated)",
+            f"host work per iteration {d.engine.step_s.value * 1e3:g} ms and {d.engine.sequence_s.value * 1e6:g} us "
+            f"per sequence ({d.engine.step_s.source}; estimated)",
+            "energy is the accelerators' alone: the power limit while busy, idle power otherwise",
+            "every request generates exactly the tokens of the trace",
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader should know before trusting the figures."""
+        said = []
+        if self.outcome.rejected:
+            said.append(f"{self.outcome.rejected} request(s) can never fit the cache and were rejected")
+        if self.deployment.scheduler.clairvoyant:
+            said.append(
+                f"scheduler {self.deployment.scheduler.name} knows output lengths beforehand, as no engine does"
+            )
+        if self.trace.duration_s > 0 and len(self.latencies.request):
+            found = self.latencies
+            last = found.arrival_s[-1]
+            late = float(np.mean(found.arrival_s + found.ttft_s > last))
+            if late > 0.1:
+                said.append(f"overload: {late:.0%} of the requests still waited when the last one arrived")
+        return said
+
+
+def build_deployment(
+    model: str | Architecture,
+    cluster: str | Cluster,
+    *,
+    engine: str = "vllm",
+    scheduler: str | Scheduler | None = None,
+    tensor_parallel: int = 1,
+    replicas: int = 1,
+    router: str = "least-outstanding",
+    chunk_tokens: int | None = None,
+    max_seqs: int | None = None,
+    gpu_memory_utilization: float | None = None,
+) -> Deployment:
+    """A deployment from names.
+
+    Raises:
+        FroudeError: one sentence naming what cannot be.
+    """
+    arch = resolve(model) if isinstance(model, str) else model
+    machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
+    spec = find_engine(engine)
+    check_tensor_parallel(arch, tensor_parallel)
+    if replicas < 1:
+        raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
+    if tensor_parallel * replicas > machines.count:
+        most = machines.count // tensor_parallel
+        why = f"of tp={tensor_parallel} need {tensor_parallel * replicas} devices and the cluster has {machines.count}"
+        raise InvalidValueError("replicas", replicas, f"{why}; at most {most} fit" if most else why)
+    if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
+        raise InvalidValueError("gpu_memory_utilization", gpu_memory_utilization, "must lie between 0 and 1")
+    if not isinstance(scheduler, Scheduler):
+        knobs = {"max_batched_tokens": chunk_tokens, "max_seqs": max_seqs}
+        given = {name: value for name, value in knobs.items() if value is not None}
+        scheduler = SCHEDULERS.create(scheduler or spec.scheduler, **given)
+    pool = size_pool(
+        arch,
+        machines.device,
+        spec,
+        tensor_parallel=tensor_parallel,
+        max_batched_tokens=scheduler.max_batched_tokens,
+        max_seqs=scheduler.max_seqs,
+        gpu_memory_utilization=gpu_memory_utilization,
+    )
+    cost = Roofline(machines, spec.stack)
+    time = ModelIterationTime(arch, machines, spec, cost, tensor_parallel)
+    ROUTERS.get(router)
+    return Deployment(arch, machines, spec, tensor_parallel, replicas, scheduler, router, time, pool)
+
+
+def make_load(
+    source: str | Path | Trace,
+    *,
+    rate: float | None = None,
+    concurrency: int | None = None,
+    time_scale: float | None = None,
+    requests: int | None = None,
+    seed: int = 0,
+) -> Trace:
+    """A trace with the arrivals asked for: its own (perhaps stretched), Poisson, or all at once for a closed loop."""
+    given = [n for n, v in (("rate", rate), ("concurrency", concurrency), ("time-scale", time_scale)) if v is not None]
+    if len(given) > 1:
+        raise FroudeError(f"{given[1]}: cannot be combined with {given[0]}; give one of rate, concurrency, time-scale")
+    if isinstance(source, Trace):
+        trace = source if requests is None else source.first(requests)
+    else:
+        trace = load_trace(str(source), seed, requests)
+    if rate is not None:
+        return trace.at_rate(rate, seed)
+    if concurrency is not None:
+        if concurrency < 1:
+            raise InvalidValueError("concurrency", concurrency, "is not a number of clients; the least is 1")
+        return trace.at_once()
+    return trace if time_scale is None else trace.scaled(time_scale)
+
+
+def sequences_of(trace: Trace) -> list[Sequence]:
+    """The trace's requests as an engine takes them; arrivals become integer picoseconds here, once."""
+    arrivals = np.rint(trace.arrival_s * PS).astype(np.int64).tolist()
+    return [
+        Sequence(i, arrival, prompt, output)
+        for i, (arrival, prompt, output) in enumerate(
+            zip(arrivals, trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True)
+        )
+    ]
+
+
+def simulate_serve(
+    model: str | Architecture,
+    cluster: str | Cluster,
+    trace: str | Path | Trace,
+    *,
+    rate: float | None = None,
+    concurrency: int | None = None,
+    time_scale: float | None = None,
+    requests: int | None = None,
+    seed: int = 0,
+    slo: str | None = None,
+    stepping: bool = False,
+    record: bool = False,
+    **deployment: Any,
+) -> ServeResult:
+    """Serve a trace and see what happens.
+
+    Args:
+        model, cluster: what runs where; names or specs.
+        trace: a file, a synthetic workload's name, or a `Trace`.
+        rate, concurrency, time_scale, requests, seed: the load, see `make_load`.
+        slo: targets such as ``ttft=0.5,tpot=0.05`` in seconds.
+        stepping: one iteration at a time; the same figures, slowly.
+        record: keep the segments, for timelines.
+        deployment: see `build_deployment`.
+    """
+    targets = parse_slo(slo)
+    built = build_deployment(model, cluster, **deployment)
+    load = make_load(trace, rate=rate, concurrency=concurrency, time_scale=time_scale, requests=requests, seed=seed)
+    return run_deployment(built, load, targets, concurrency=concurrency, stepping=stepping, record=record)
+
+
+def run_deployment(
+    built: Deployment,
+    load: Trace,
+    slo: dict[str, float] | None = None,
+    *,
+    concurrency: int | None = None,
+    stepping: bool = False,
+    record: bool = False,
+) -> ServeResult:
+    """Serve a load on a deployment that is already built."""
+    if concurrency is not None and built.replicas > 1:
+        raise InvalidValueError("concurrency", concurrency, "works with one replica; give a rate for several")
+    sequences = sequences_of(load)
+    router = ROUTERS.create(built.router) if built.replicas > 1 else None
+    how: dict[str, Any] = {"replicas": built.replicas, "router": router, "concurrency": concurrency}
+    start = clock.perf_counter()
+    pool = built.pool
+    if stepping:
+        outcome = step(sequences, built.scheduler, built.time, pool.blocks, pool.block_tokens, **how)
+    else:
+        outcome = jump(sequences, built.scheduler, built.time, pool.blocks, pool.block_tokens, record=record, **how)
+    wall_s = clock.perf_counter() - start
+    if outcome.rejected == len(load):
+        raise FroudeError(
+            f"trace: none of the {len(load)} requests fits the cache of {pool.tokens} tokens; "
+            "raise tp or gpu_memory_utilization"
+        )
+    return ServeResult(built, load, outcome, slo or {}, [s.arrival_ps for s in sequences], wall_s, stepping)

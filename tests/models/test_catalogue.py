@@ -53,6 +53,9 @@ def test_published_parameter_counts(name: str) -> None:
         ("megatron/gpt-1008b", 1008.0),
         ("gpt-3", 174.6),
         ("falcon-180b", 179.5),
+        ("gpt-oss-120b", 116.83),  # model card, table 1
+        ("gpt-oss-20b", 20.91),
+        ("deepseek-r1", 671.03),  # DeepSeek-V3 Technical Report: 671B
     ],
 )
 def test_published_billions(name: str, billions: float) -> None:
@@ -63,6 +66,11 @@ def test_active_parameters() -> None:
     assert resolve("mixtral-8x7b").active_parameters / 1e9 == pytest.approx(12.9, abs=0.05)
     assert resolve("qwen3-30b-a3b").active_parameters / 1e9 == pytest.approx(3.3, abs=0.06)
     assert resolve("qwen3-235b-a22b").active_parameters / 1e9 == pytest.approx(22.2, abs=0.06)
+    # Stated to two digits: DeepSeek-V3 37B, Llama 4 Scout 17B, MiniMax-M2 10B, Kimi K2 32B.
+    assert resolve("deepseek-v3").active_parameters / 1e9 == pytest.approx(37.5, abs=0.6)
+    assert resolve("llama-4-scout").active_parameters / 1e9 == pytest.approx(17, abs=0.6)
+    assert resolve("minimax-m2.5").active_parameters / 1e9 == pytest.approx(10.5, abs=0.6)
+    assert resolve("kimi-k2").active_parameters / 1e9 == pytest.approx(32.5, abs=0.6)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +82,8 @@ def test_active_parameters() -> None:
         ("Qwen/Qwen3-235B-A22B-FP8", "Qwen/Qwen3-235B-A22B"),
         ("codellama/CodeLlama-34b-Instruct-hf", "codellama/CodeLlama-34b-hf"),
         ("falcon", "tiiuae/falcon-180B"),
+        ("deepseek-ai/DeepSeek-R1-0528", "deepseek-ai/DeepSeek-V3"),
+        ("nvidia/DeepSeek-V3.1-NVFP4", "deepseek-ai/DeepSeek-V3"),
     ],
 )
 def test_aliases(name: str, canonical: str) -> None:
@@ -143,6 +153,21 @@ def test_config_json_and_its_folder(tmp_path: Path) -> None:
             "mixtral-8x7b",
         ),
         ({**LLAMA, "model_type": "mistral", "vocab_size": 32000, "sliding_window": 4096}, "mistral-7b"),
+        (
+            {**LLAMA, "model_type": "gpt_oss", "num_hidden_layers": 24, "hidden_size": 2880, "head_dim": 64}
+            | {"num_attention_heads": 64, "intermediate_size": 2880, "vocab_size": 201088, "sliding_window": 128}
+            | {"num_local_experts": 32, "num_experts_per_tok": 4}
+            | {"layer_types": ["sliding_attention", "full_attention"] * 12},
+            "gpt-oss-20b",
+        ),
+        (
+            {**LLAMA, "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168}
+            | {"num_attention_heads": 128, "num_key_value_heads": 128, "intermediate_size": 18432}
+            | {"vocab_size": 129280, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+            | {"qk_nope_head_dim": 128, "v_head_dim": 128, "moe_intermediate_size": 2048, "n_routed_experts": 256}
+            | {"n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3},
+            "deepseek-v3",
+        ),
         ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}, "gpt2"),
         (
             {"model_type": "opt", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}

@@ -15,6 +15,7 @@ from froude.models.transformer import (
     head_activation_tensors,
     head_operators,
     layer_operators,
+    layer_pairs,
     ragged_layer_operators,
     read_context,
 )
@@ -28,13 +29,47 @@ def matmul_flops(operators: list[Operator]) -> float:
     return sum(float(op.flops) for op in operators if isinstance(op, (Matmul, Attention)))
 
 
-@pytest.mark.parametrize("name", ["llama-3.1-8b", "gpt2", "qwen3-8b", "mixtral-8x7b", "qwen3-30b-a3b", "mistral-7b"])
+@pytest.mark.parametrize(
+    "name", ["llama-3.1-8b", "gpt2", "qwen3-8b", "mixtral-8x7b", "qwen3-30b-a3b", "mistral-7b", "gpt-oss-20b"]
+)
 @pytest.mark.parametrize("seq_len", [1, 512, 8192])
 def test_operators_and_model_flops_agree(name: str, seq_len: int) -> None:
     arch = resolve(name)
     layer = matmul_flops(layer_operators(arch, batch=1, queries=seq_len))
     head = matmul_flops(head_operators(arch, tokens=seq_len))
     assert arch.layers * layer + head == pytest.approx(seq_len * arch.flops_per_token(seq_len), rel=1e-9)
+
+
+def test_latent_attention_in_prefill() -> None:
+    # Dense and mixture layers of DeepSeek-V3, keys and values expanded, against the convention of `flops_per_token`.
+    arch, seq_len = resolve("deepseek-v3"), 4096
+    assert arch.experts is not None
+    dense = matmul_flops(layer_operators(arch, batch=1, queries=seq_len, dense=True))
+    mixture = matmul_flops(layer_operators(arch, batch=1, queries=seq_len))
+    head = matmul_flops(head_operators(arch, tokens=seq_len))
+    total = arch.experts.dense_layers * dense + arch.moe_layers * mixture + head
+    assert total == pytest.approx(seq_len * arch.flops_per_token(seq_len), rel=1e-9)
+
+
+def test_latent_attention_in_decoding_reads_latents() -> None:
+    # DeepSeek-V2: the cache holds 576 channels a token and layer; 128 heads read the same ones.
+    arch, keys = resolve("deepseek-v3"), 10_000
+    step = layer_operators(arch, batch=4, queries=1, prefix=keys - 1)
+    core = next(op for op in step if isinstance(op, Attention))
+    assert core.flops == 2 * 4 * keys * 128 * (576 + 512)
+    assert core.bytes_read == pytest.approx(4 * keys * 576 * 2, rel=0.02)
+    assert arch.kv_bytes_per_token() == 61 * 576 * 2
+    assert arch.kv_bytes_per_token(tensor_parallel=8) == arch.kv_bytes_per_token()
+    halves = core.shard({"heads": 2, "kv_heads": 2})
+    assert halves.flops * 2 == core.flops
+    assert halves.bytes_read > 0.98 * core.bytes_read  # every rank reads all latents
+
+
+def test_alternating_windows_average_over_layers() -> None:
+    arch = resolve("gpt-oss-120b")
+    pairs = layer_pairs(arch, 1, 9_999)
+    assert pairs == (128 + 10_000) / 2
+    assert arch.mean_keys(1000) == pytest.approx(float(layer_pairs(arch, 1000)) / 1000)
 
 
 def test_backward_matmuls_cost_twice_forward() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -123,12 +122,7 @@ def parse_clusters(text: str) -> list[Cluster]:
         return [Cluster.read(text)]
     name, colon, counts = text.rpartition(":")
     if not colon or not name:
-        hint = (
-            "a directory"
-            if text and Path(text).is_dir()
-            else "neither DEVICE:COUNT, such as h100-sxm:1024, nor a YAML file"
-        )
-        raise InvalidValueError("cluster", text, f"is {hint}")
+        raise InvalidValueError("cluster", text, "is neither DEVICE:COUNT, such as h100-sxm:1024, nor a YAML file")
     device = find_device(name)
     return [Cluster.parse({"device": device, "count": count}) for count in _counts(text, counts)]
 

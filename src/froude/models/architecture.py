@@ -33,6 +33,28 @@ class Experts(Spec):
         return self
 
 
+class Latent(Spec):
+    """Multi-head latent attention (DeepSeek-AI, 2024, DeepSeek-V2, arXiv:2405.04434): the cache holds one compressed
+    vector per token, from which all heads' keys and values are projected.
+
+    Attributes:
+        query_rank: width of the compressed query.
+        kv_rank: width of the compressed keys and values, cached.
+        rope_dim: width of the rotary key that all heads share, cached beside them.
+        value_dim: width of a head's values; ``head_dim`` is the width of its queries and keys, rotary part included.
+    """
+
+    query_rank: int = Field(gt=0)
+    kv_rank: int = Field(gt=0)
+    rope_dim: int = Field(gt=0)
+    value_dim: int = Field(gt=0)
+
+    @property
+    def cached(self) -> int:
+        """Channels cached per token and layer."""
+        return self.kv_rank + self.rope_dim
+
+
 class Architecture(Spec):
     """A decoder-only transformer.
 
@@ -54,6 +76,8 @@ class Architecture(Spec):
         qk_norm: an RMSNorm over ``head_dim`` of queries and of keys.
         embedding_norm: a norm right after the embedding (BLOOM).
         sliding_window: keys each query sees at most, itself included.
+        full_attention_every: with a sliding window, one layer in so many attends in full (GPT-OSS: 2); None: none does.
+        latent: multi-head latent attention, where the model has it.
         experts: the mixture of experts, if there is one.
         source: where the figures were published.
     """
@@ -78,6 +102,8 @@ class Architecture(Spec):
     qk_norm: bool = False
     embedding_norm: bool = False
     sliding_window: int | None = Field(default=None, gt=0)
+    full_attention_every: int | None = Field(default=None, gt=1)
+    latent: Latent | None = None
     experts: Experts | None = None
     source: str = ""
 
@@ -104,6 +130,10 @@ class Architecture(Spec):
             raise ValueError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
         if self.experts is not None and self.experts.dense_layers > self.layers:
             raise ValueError(f"experts.dense_layers {self.experts.dense_layers} exceeds layers {self.layers}")
+        if self.full_attention_every is not None and self.sliding_window is None:
+            raise ValueError("full_attention_every has no meaning without a sliding_window")
+        if self.latent is not None and self.latent.rope_dim >= self.head_dim:
+            raise ValueError(f"latent.rope_dim {self.latent.rope_dim} leaves nothing of head_dim {self.head_dim}")
         return self
 
     # -- widths ---------------------------------------------------------------------------------------------------
@@ -117,6 +147,23 @@ class Architecture(Spec):
     def kv_width(self) -> int:
         """Channels of all key heads together (values: as many)."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Channels of all heads' attention outputs together."""
+        return self.heads * (self.head_dim if self.latent is None else self.latent.value_dim)
+
+    @property
+    def attention_width(self) -> float:
+        """Channels per query-key pair in each of the two attention products, on average of the two."""
+        return (self.query_width + self.value_width) / 2
+
+    @property
+    def windowed_share(self) -> float:
+        """Share of layers whose attention is cut by the sliding window."""
+        if self.sliding_window is None:
+            return 0.0
+        return 1.0 - (0.0 if self.full_attention_every is None else 1.0 / self.full_attention_every)
 
     @property
     def moe_layers(self) -> int:
@@ -146,11 +193,22 @@ class Architecture(Spec):
         return self._norm_width
 
     @property
+    def projection_parameters(self) -> int:
+        """One layer's attention weights, without biases and norms."""
+        out = self.value_width * self.hidden
+        if self.latent is None:
+            return self.hidden * (self.query_width + 2 * self.kv_width) + out
+        latent = self.latent
+        down = self.hidden * (latent.query_rank + latent.cached)
+        keys_values = self.heads * (self.head_dim - latent.rope_dim + latent.value_dim)
+        return down + latent.query_rank * self.query_width + latent.kv_rank * keys_values + out
+
+    @property
     def attention_parameters(self) -> int:
-        """One layer's attention: projections and biases."""
-        qkv = self.query_width + 2 * self.kv_width
-        bias = (qkv if self.attention_bias else 0) + (self.hidden if self.output_bias else 0)
-        return self.hidden * qkv + self.query_width * self.hidden + bias
+        """One layer's attention: projections, their biases and the norms of latents."""
+        bias = self.query_width + 2 * self.kv_width if self.attention_bias else 0
+        norms = 0 if self.latent is None else self.latent.query_rank + self.latent.kv_rank
+        return self.projection_parameters + bias + (self.hidden if self.output_bias else 0) + norms
 
     @property
     def norm_parameters(self) -> int:
@@ -217,14 +275,19 @@ class Architecture(Spec):
 
     # -- work and memory per token --------------------------------------------------------------------------------
 
-    def kv_bytes_per_token(self, dtype_bytes: float = 2.0) -> float:
-        """Bytes of keys and values one token leaves in the cache, all layers."""
-        return 2.0 * self.layers * self.kv_width * dtype_bytes
+    def kv_bytes_per_token(self, dtype_bytes: float = 2.0, tensor_parallel: int = 1) -> float:
+        """Bytes one token leaves in the cache of one rank, all layers together.
+
+        Heads are split over ``tensor_parallel`` ranks as far as there are heads; a latent is kept by every rank.
+        """
+        if self.latent is not None:
+            return self.layers * self.latent.cached * dtype_bytes
+        return 2.0 * self.layers * self.kv_width * dtype_bytes / min(tensor_parallel, self.kv_heads)
 
     @property
     def matmul_parameters(self) -> int:
         """Weights a token is multiplied by: active weights without embedding look-ups, norms and biases."""
-        projections = self.hidden * (self.query_width + 2 * self.kv_width) + self.query_width * self.hidden
+        projections = self.projection_parameters
         width = (3 if self.gated else 2) * self.hidden
         dense = projections + width * self.ffn
         if self.experts is None:
@@ -242,11 +305,12 @@ class Architecture(Spec):
         sliding window; norms, softmax and activations excluded. Training costs 3 times this; recomputation is
         hardware FLOPs, never model FLOPs.
         """
-        return 2.0 * self.matmul_parameters + 4.0 * self.layers * self.query_width * self.mean_keys(seq_len, causal)
+        return 2.0 * self.matmul_parameters + 4.0 * self.layers * self.attention_width * self.mean_keys(seq_len, causal)
 
     def mean_keys(self, seq_len: float, causal: bool = True) -> float:
-        """Keys a query attends to, averaged over a sequence."""
-        window = min(seq_len, self.sliding_window or seq_len)
+        """Keys a query attends to, averaged over a sequence and over layers."""
+        share, window = self.windowed_share, min(seq_len, self.sliding_window or seq_len)
         if not causal:
-            return window
-        return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
+            return share * window + (1.0 - share) * seq_len
+        cut = (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
+        return share * cut + (1.0 - share) * (seq_len + 1) / 2

@@ -111,6 +111,50 @@ def _qwen3_moe(config: Config) -> dict[str, Any]:
     return _qwen3(config) | {"experts": experts}
 
 
+def _gpt_oss(config: Config) -> dict[str, Any]:
+    kinds = list(config.get("layer_types") or ())
+    full = kinds.count("full_attention")
+    every = len(kinds) // full if full else None
+    if full and (len(kinds) != full * (every or 1) or every == 1):
+        raise ValueError("layer_types that do not repeat one full layer after some windowed ones are not supported")
+    experts = {
+        "count": _need(config, "num_local_experts"),
+        "top_k": config.get("num_experts_per_tok") or _need(config, "experts_per_token"),
+        "ffn": _need(config, "intermediate_size"),
+    }
+    return _llama(config, "gpt_oss") | {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "sliding_window": _need(config, "sliding_window"),
+        "full_attention_every": every or 2,
+        "experts": experts,
+    }
+
+
+def _deepseek(config: Config) -> dict[str, Any]:
+    if config.get("moe_layer_freq", 1) != 1:
+        raise ValueError("dense layers in between mixture-of-experts layers are not supported")
+    ffn = _need(config, "moe_intermediate_size")
+    rope = _need(config, "qk_rope_head_dim")
+    return _llama(config, "deepseek") | {
+        "kv_heads": _need(config, "num_attention_heads"),
+        "head_dim": _need(config, "qk_nope_head_dim") + rope,
+        "latent": {
+            "query_rank": _need(config, "q_lora_rank"),
+            "kv_rank": _need(config, "kv_lora_rank"),
+            "rope_dim": rope,
+            "value_dim": _need(config, "v_head_dim"),
+        },
+        "experts": {
+            "count": _need(config, "n_routed_experts"),
+            "top_k": _need(config, "num_experts_per_tok"),
+            "ffn": ffn,
+            "shared_ffn": (config.get("n_shared_experts") or 0) * ffn,
+            "dense_layers": config.get("first_k_dense_replace", 0),
+        },
+    }
+
+
 def _gpt2(config: Config) -> dict[str, Any]:
     hidden = _need(config, "n_embd")
     return _gpt(
@@ -177,6 +221,9 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,
+    "gpt_oss": _gpt_oss,
+    "deepseek_v3": _deepseek,
+    "kimi_k2": _deepseek,
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "opt": _opt,

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias
 
+import numpy as np
+
 from froude.core.arrays import Array
 
 Axes: TypeAlias = Mapping[str, str | tuple[str, ...]]
@@ -258,6 +260,27 @@ class Attention(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentAttention(Attention):
+    """Attention over compressed keys and values (MLA; DeepSeek-AI, 2024, DeepSeek-V2, arXiv:2405.04434).
+
+    ``head_dim`` is the mean width of the two products. Expanded, each head has keys and values of its own, as in
+    training and prefill; ``absorbed``, all heads read the ``cached`` channels of a token, as in decoding.
+    """
+
+    cached: Array
+    absorbed: Array
+
+    @property
+    def bytes_read(self) -> Array:
+        """Queries once and either the heads' keys and values or the shared latents once."""
+        queries = self.tokens * self.heads * self.head_dim
+        own = 2.0 * self.kv_heads * self.head_dim
+        keys_values = self.context * np.where(self.absorbed, self.cached, own)
+        read: Array = (queries + keys_values) * self.element_bytes * self.passes
+        return read
+
+
+@dataclass(frozen=True, kw_only=True)
 class Elementwise(Operator):
     """Memory-bound work on ``rows x width`` elements: norms, activations, residuals, rotary embedding, casts.
 
@@ -267,8 +290,8 @@ class Elementwise(Operator):
 
     rows: Array
     width: Array
-    reads: float = 1.0
-    writes: float = 1.0
+    reads: Array = 1.0
+    writes: Array = 1.0
     flops_per_element: float = 1.0
     fusable: bool = True
 

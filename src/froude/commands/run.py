@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from froude.commands.shell import Json, emit
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Do it, here.")
 
@@ -10,3 +15,32 @@ group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Do it, he
 def register(app: typer.Typer) -> None:
     """Add the command group to the application."""
     app.add_typer(group, name="run")
+
+
+@group.command("train")
+def run_train(
+    plan: Annotated[Path, typer.Argument(help="A training plan (YAML), as `froude plan train --out` writes it.")],
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the first two warm up.", min=1)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A text file to learn from instead of a synthetic language.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run.", show_default="PLAN's name beside it")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Execute a training plan on local processes: step time, memory, loss and a timeline, predicted and measured."""
+    from froude.reports import runs
+    from froude.runtime.train.run import run_train as run
+    from froude.training.plan import TrainPlan
+
+    directory = out or plan.with_name(f"{plan.stem}-run")
+    with runs.StepBar(silent=as_json) as bar:
+        result = run(
+            TrainPlan.read(plan),
+            steps=steps,
+            out=directory,
+            data=None if data is None else str(data),
+            on_step=bar.step,
+        )
+    emit(result.json(), as_json=as_json, show=lambda: runs.print_train_run(result))

@@ -1,0 +1,1 @@
+"""Training for real: a plan executed on `torch.distributed`, one process per device."""

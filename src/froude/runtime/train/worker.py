@@ -1,0 +1,169 @@
+"""What one rank does from start to end of a training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from froude.models.architecture import Architecture
+from froude.program.controller import Controller, GradientObservation, SetBatch
+from froude.program.program import Program
+from froude.runtime.launch import Rank
+from froude.runtime.train.data import Data, open_data
+from froude.runtime.train.execute import Executor, Outcome, Step, steps_of, tie
+from froude.runtime.train.memory import resident_set_bytes, watch
+from froude.runtime.train.mesh import Mesh, join
+from froude.runtime.train.stage import DTYPES, Chunk, shares
+from froude.runtime.train.state import AdamW, FlatState, ShardedState, State
+from froude.training.plan import TrainPlan
+
+MEMORY_STEP = 1  # the step whose allocations are recorded: the optimizer's states exist, and it is not timed
+WARM_UP = 2  # steps before the ones that count
+
+BatchController = Controller[GradientObservation, SetBatch]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a rank needs.
+
+    Attributes:
+        plan: what to run.
+        architecture: its model.
+        programs: builds the program of a step for a plan (the number of micro-batches may change along the run).
+        steps: optimizer steps.
+        learning_rate: of AdamW, constant.
+        data: a text file, or None for the synthetic language.
+        controller: changes the global batch between steps.
+    """
+
+    plan: TrainPlan
+    architecture: Architecture
+    programs: Callable[[TrainPlan], Program]
+    steps: int
+    learning_rate: float
+    data: str | None = None
+    controller: BatchController | None = None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step as one rank saw it."""
+
+    step: int
+    start_s: float
+    end_s: float
+    loss: float
+    sequences: int
+    resident_set_bytes: int
+    peak_bytes: int | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+    gradients: GradientObservation | None = None
+    events: list[Any] = field(default_factory=list)
+
+
+def train(rank: Rank, job: TrainJob) -> None:
+    """Run all steps of ``job`` on this rank, reporting each to the parent."""
+    with rank.process_group():
+        layout = job.plan.layout
+        mesh = join(layout)
+        mesh.tensor.check(job.architecture, job.plan.job.seq_len)
+        executor = _executor(job, mesh)
+        data = open_data(job.data, job.architecture.vocab, job.plan.seed)
+        plan = job.plan
+        steps = steps_of(job.programs(plan), mesh.stage)
+        seen = 0
+        for step in range(job.steps):
+            sequences = plan.job.global_batch_sequences
+            tokens = _tokens(plan, mesh, data, seen)
+            seen += sequences
+            report, outcome = _one_step(step, executor, steps, tokens, job.controller is not None, sequences)
+            observed = _observe(step, plan, executor, outcome) if job.controller is not None else None
+            rank.report(StepReport(**{**vars(report), "gradients": observed}))
+            if job.controller is not None and observed is not None:
+                wanted = _whole_batch(plan, job.controller.observe(observed).sequences)
+                if wanted != sequences:
+                    plan = with_batch(plan, wanted)
+                    steps = steps_of(job.programs(plan), mesh.stage)
+
+
+def with_batch(plan: TrainPlan, sequences: int) -> TrainPlan:
+    """The same plan with another global batch."""
+    job = plan.job.model_copy(update={"global_batch_tokens": sequences * plan.job.seq_len})
+    return plan.model_copy(update={"job": job})
+
+
+def _executor(job: TrainJob, mesh: Mesh) -> Executor:
+    layout, dtype = job.plan.layout, DTYPES[job.plan.job.precision]
+    virtual = shares(job.architecture.layers, mesh.stages * layout.virtual_stages)
+    adam = AdamW(job.learning_rate)
+    chunks: list[Chunk] = []
+    states: list[State] = []
+    for share in virtual[mesh.stage :: mesh.stages]:
+        chunk = Chunk(job.architecture, share, mesh.tensor, layout.recompute, job.plan.seed)
+        if layout.zero_stage >= 2 and mesh.data.ranks > 1:
+            states.append(ShardedState(chunk, dtype, mesh.data, free=layout.zero_stage == 3, adam=adam))
+        else:
+            states.append(FlatState(chunk, dtype, mesh.data, shard=layout.zero_stage == 1, adam=adam))
+        chunks.append(chunk)
+    tie(states, mesh)
+    return Executor(mesh, chunks, states, dtype)
+
+
+def _tokens(plan: TrainPlan, mesh: Mesh, data: Data, seen: int) -> torch.Tensor:
+    """This rank's sequences of the step's global batch, [micro-batch, sequence, seq_len + 1]."""
+    each = plan.micro_batches * plan.layout.micro_batch
+    rows = data.sequences(seen + mesh.data.index * each, each, plan.job.seq_len + 1)
+    return torch.from_numpy(rows).view(plan.micro_batches, plan.layout.micro_batch, -1)
+
+
+def _one_step(
+    step: int, executor: Executor, steps: list[Step], tokens: torch.Tensor, statistics: bool, sequences: int
+) -> tuple[StepReport, Outcome]:
+    dist.barrier()
+    begun = time.perf_counter()
+    peak_bytes = None
+    memory: dict[str, int] = {}
+    if step == MEMORY_STEP:
+        for state in executor.states:
+            for name, size in state.resident_bytes.items():
+                memory[name] = memory.get(name, 0) + size
+        with watch() as peak:
+            outcome = executor.run(steps, tokens, statistics=statistics)
+        peak_bytes = sum(memory.values()) + peak.bytes
+        memory["activations and temporaries"] = peak.bytes
+    else:
+        outcome = executor.run(steps, tokens, statistics=statistics)
+    ended = time.perf_counter()
+    report = StepReport(
+        step, begun, ended, outcome.loss, sequences, resident_set_bytes(), peak_bytes, memory, None, outcome.events
+    )
+    return report, outcome
+
+
+def _observe(step: int, plan: TrainPlan, executor: Executor, outcome: Outcome) -> GradientObservation:
+    """The mean gradient's squared norm, and the variance of one sequence's gradient, from those of the micro-batches.
+
+    With J gradients g_j, each the mean of b sequences, and their mean g, the unbiased estimate of the trace of one
+    sequence's covariance is b / (J - 1) * (sum |g_j|^2 - J |g|^2).
+    """
+    sums = torch.tensor([outcome.passes_norm_sq, outcome.mean_norm_sq], dtype=torch.float64)
+    dist.all_reduce(sums)
+    passes, mean = sums.tolist()
+    count = executor.states[0].samples(plan.micro_batches)
+    each = plan.job.global_batch_sequences / count
+    variance = each * max(0.0, passes - count * mean) / (count - 1) if count > 1 else float("nan")
+    return GradientObservation(step + 1, plan.job.global_batch_sequences, mean, variance)
+
+
+def _whole_batch(plan: TrainPlan, sequences: int) -> int:
+    """The smallest batch that the layout divides and that is no smaller than asked for."""
+    unit = plan.layout.data_parallel * plan.layout.micro_batch
+    if plan.layout.virtual_stages > 1:
+        unit *= plan.layout.pipeline_parallel
+    return max(1, -(-sequences // unit)) * unit

@@ -30,6 +30,8 @@ _PUBLIC: dict[str, str] = {
     "check_train": "froude.training.measured",
     "check_memory": "froude.training.measured",
     "check_oom": "froude.training.measured",
+    "run_serve": "froude.runtime.engine.api",
+    "check_requests": "froude.runtime.engine.api",
 }
 
 __all__ = ["__version__", *_PUBLIC]

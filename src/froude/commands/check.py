@@ -69,4 +69,20 @@ def _oom(
     emit(result.json(), as_json=as_json, show=lambda: show_oom(result), assumptions=[_COMPLETED])
 
 
+@group.command("requests")
+def check_requests(
+    run_dir: Annotated[Path, typer.Argument(help="Folder that `froude run serve` wrote.")],
+    calibrated_on: Annotated[
+        Path | None, typer.Option(help="Another run, whose calibration predicts this one.", show_default="its own")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Requests that were really served, against the simulator with the same scheduler, calibrated on this machine."""
+    from froude.reports.serve_runs import print_requests_check
+    from froude.runtime.engine.api import check_requests as check
+
+    result = check(run_dir, calibrated_on)
+    emit(result.json(), as_json=as_json, show=lambda: print_requests_check(result), warnings=result.warnings)
+
+
 _COMPLETED = "settings a row leaves blank are completed from training/source_defaults.toml"

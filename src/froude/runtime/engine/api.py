@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from froude.runtime.engine.cache import BlockPool
 from froude.runtime.engine.calibration import Measured
 from froude.runtime.engine.check import RequestsCheck, check_run
 from froude.runtime.engine.engine import Engine
+from froude.runtime.engine.latencies import Latencies, logged
 from froude.runtime.engine.probe import compositions, probe
 from froude.runtime.engine.record import write_run
 from froude.runtime.engine.replay import PS, Arrival, Log, replay
@@ -38,6 +40,22 @@ class ServeRun:
 
     out: Path
     log: Log
+    latencies: Latencies
+
+    def json(self) -> dict[str, Any]:
+        """As `froude run serve --json` prints it."""
+        requests = self.log.requests.values()
+        return {
+            "requests": len(requests),
+            "completed": sum(request.finished for request in requests),
+            "interrupted": self.log.interrupted,
+            "duration_s": self.log.duration_s,
+            **self.latencies.summary(),
+            "output_tokens_per_s": self.latencies.output_tokens_per_s,
+            "preemptions": sum(request.preemptions for request in requests),
+            "iterations": len(self.log.iterations),
+            "out": str(self.out),
+        }
 
 
 def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
@@ -90,7 +108,7 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
     out = Path(spec.out)
     write_run(out, log, meta, before, after)
     spec.write(out / "spec.yaml")
-    return ServeRun(out, log)
+    return ServeRun(out, log, logged(log))
 
 
 def check_requests(

@@ -19,7 +19,7 @@ from froude.core.errors import FroudeError
 from froude.serving.iteration import IterationTime, Prompts
 
 _FOREVER = 1 << 60
-_NOISE = 0.05  # relative residuals beyond this count as disturbance: their pull no longer grows
+_NOISE = 0.2  # logarithmic residuals beyond this count as disturbance: their pull no longer grows
 TERMS = ("base", "rows", "decoding", "key", "prompt", "prompt_token", "pair")
 
 
@@ -83,7 +83,7 @@ class Calibration:
 
 
 def fit_iteration_time(measured: Sequence[Measured]) -> Calibration:
-    """Robust non-negative least squares on relative errors.
+    """Robust non-negative least squares on logarithmic errors.
 
     Raises:
         FroudeError: when there are fewer iterations than coefficients.
@@ -92,15 +92,15 @@ def fit_iteration_time(measured: Sequence[Measured]) -> Calibration:
         raise FroudeError(f"calibration: {len(measured)} iterations are too few; at least {2 * len(TERMS)} are needed")
     terms = np.array([_terms(m.decoding, m.context, m.prompts) for m in measured], dtype=np.float64)
     seconds = np.array([m.duration_s for m in measured])
-    relative = terms / seconds[:, None]
-    scale = np.where(relative.max(axis=0) > 0, relative.max(axis=0), 1.0)
+    most = (terms / seconds[:, None]).max(axis=0)
+    scaled = terms / np.where(most > 0, most, 1.0)
 
     def error(x: Floats) -> Floats:
-        return (relative / scale) @ x - 1.0
+        return np.log(np.maximum(scaled @ x, 1e-12) / seconds)
 
     start = np.full(len(TERMS), 1.0 / len(TERMS))
     fit = least_squares(error, start, bounds=(0.0, np.inf), loss="soft_l1", f_scale=_NOISE)
-    coefficients = fit.x / scale
+    coefficients = fit.x / np.where(most > 0, most, 1.0)
     predicted = terms @ coefficients
     return Calibration(
         time=FittedIterationTime(*(round(c * 1e12) for c in coefficients)),

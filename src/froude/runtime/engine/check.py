@@ -9,28 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from froude.core.arrays import Floats
 from froude.core.errors import FroudeError, suggestion
 from froude.runtime.engine.calibration import Calibration, fit_iteration_time
+from froude.runtime.engine.latencies import METRICS, Latencies, simulated
 from froude.runtime.engine.record import read_measured
 from froude.runtime.engine.replay import PS
 from froude.runtime.engine.spec import ServeSpec
-from froude.serving.outcome import Outcome
 from froude.serving.policy import Sequence
 from froude.serving.simulator import jump
 
-METRICS = ("ttft", "tpot", "e2e")
 _CALM = 1.05  # a machine this much slower than its own calibration was disturbed
-
-
-@dataclass(frozen=True, slots=True)
-class Latencies:
-    """Per request, seconds; ``tpot`` is not a number for requests of one token."""
-
-    ttft: Floats
-    tpot: Floats
-    e2e: Floats
-    output_tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +83,7 @@ def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck
         for i, row in enumerate(rows)
     ]
     outcome = jump(sequences, spec.make_scheduler(), calibration.time, spec.kv_blocks, spec.block_tokens)
-    predicted, measured = simulated_latencies(sequences, outcome), _measured_latencies(rows)
+    predicted, measured = simulated(sequences, outcome), _measured(rows)
     seconds, fitted, processor = _iterations(run_dir / "iterations.csv", calibration)
     warnings = []
     if meta.get("interrupted"):
@@ -116,25 +104,12 @@ def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck
     )
 
 
-def simulated_latencies(sequences: list[Sequence], outcome: Outcome) -> Latencies:
-    """Latencies of a simulation, request by request."""
-    arrival = np.array([s.arrival_ps for s in sequences], dtype=np.int64)
-    tokens = np.array([s.output_tokens for s in sequences])
-    first, last = (np.array(times, dtype=np.int64) for times in (outcome.first_ps, outcome.finish_ps))
-    return _latencies((first - arrival) / PS, (last - arrival) / PS, tokens, float(last.max() - arrival.min()) / PS)
-
-
-def _measured_latencies(rows: list[dict[str, Any]]) -> Latencies:
+def _measured(rows: list[dict[str, Any]]) -> Latencies:
     arrival, first, last = (
-        np.array([row[name] for row in rows]) for name in ("arrival_time", "first_token_ts", "last_token_ts")
+        np.array([row[name] for row in rows], dtype=np.float64)
+        for name in ("arrival_time", "first_token_ts", "last_token_ts")
     )
-    tokens = np.array([row["output_toks"] for row in rows])
-    return _latencies(first - arrival, last - arrival, tokens, float(last.max() - arrival.min()))
-
-
-def _latencies(ttft: Floats, e2e: Floats, tokens: Floats, duration_s: float) -> Latencies:
-    several = np.where(tokens > 1, tokens - 1, np.nan)
-    return Latencies(ttft, (e2e - ttft) / several, e2e, float(tokens.sum()) / duration_s)
+    return Latencies.of(arrival, first, last, np.array([row["output_toks"] for row in rows], dtype=np.int64))
 
 
 def _calibration(source: Path) -> Calibration:

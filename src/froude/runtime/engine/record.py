@@ -32,8 +32,6 @@ def write_run(
     """Write everything about a run into the folder ``out``."""
     started = datetime.fromtimestamp(log.started_at, UTC)
     finished = [request for request in log.requests.values() if request.finished]
-    end_s = log.iterations[-1].end_s if log.iterations else 0.0
-    output_tokens = sum(len(request.token_s) for request in log.requests.values())
     rows = [json.dumps(_request(request, log.started_at)) for request in finished]
     write_atomically(out / "requests.jsonl", "".join(row + "\n" for row in rows))
     summary = {
@@ -44,9 +42,9 @@ def write_run(
         "completed": len(finished),
         "interrupted": log.interrupted,
         "started_at": started.isoformat(),
-        "finished_at": datetime.fromtimestamp(log.started_at + end_s, UTC).isoformat(),
-        "duration_s": end_s,
-        "output_tokens_per_s": output_tokens / end_s if end_s else 0.0,
+        "finished_at": datetime.fromtimestamp(log.started_at + log.duration_s, UTC).isoformat(),
+        "duration_s": log.duration_s,
+        "output_tokens": sum(len(request.token_s) for request in log.requests.values()),
         "iterations": len(log.iterations),
         "preemptions": sum(request.preemptions for request in log.requests.values()),
     }

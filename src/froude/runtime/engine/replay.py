@@ -71,6 +71,11 @@ class Log:
     iterations: list[IterationLog] = field(default_factory=list)
     interrupted: bool = False
 
+    @property
+    def duration_s(self) -> float:
+        """Until the last iteration ended."""
+        return self.iterations[-1].end_s if self.iterations else 0.0
+
     def add(self, step: Step, start_s: float, end_s: float, processor_s: float) -> None:
         """Take in what an iteration did."""
         for sequence in step.iteration.preempted:

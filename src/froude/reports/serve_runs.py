@@ -1,0 +1,91 @@
+"""Real serving runs for people: progress, results, and predicted against measured."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from froude.reports.tables import percent, print_table, seconds, si
+
+if TYPE_CHECKING:
+    from froude.runtime.engine.api import ServeRun
+    from froude.runtime.engine.check import RequestsCheck
+
+_NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
+
+
+class ServeBar:
+    """A progress bar on standard error that takes no time of its own: it is drawn only when told to."""
+
+    def __init__(self, *, silent: bool) -> None:
+        console = Console(file=sys.stderr)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        self._progress = Progress(
+            *columns, console=console, auto_refresh=False, transient=True, disable=silent or not console.is_terminal
+        )
+        self._task = self._progress.add_task("starting", total=1.0)
+
+    def __enter__(self) -> ServeBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str, done: float) -> None:
+        """Say what is going on and how much of it is done."""
+        self._progress.update(self._task, description=what, completed=done, refresh=True)
+
+
+def print_serve_run(run: ServeRun) -> None:
+    """Latencies of a replay, and where its files are."""
+    facts = run.json()
+    state = "interrupted, " if run.log.interrupted else ""
+    title = f"{facts['completed']} of {facts['requests']} requests served in {seconds(facts['duration_s'])} ({state}"
+    title += f"{si(facts['output_tokens_per_s'])} output tokens/s, {facts['preemptions']} preemptions)"
+    rows = [
+        (_NAMES[metric], *(seconds(facts[f"{metric}_s"][q]) for q in ("mean", "p50", "p90", "p99")))
+        for metric in _NAMES
+    ]
+    print_table(title, ("", "mean", "p50", "p90", "p99"), rows)
+    print(f"Written to {run.out}: requests.jsonl, meta.json, iterations.csv, calibration.csv, timeline.json (Perfetto)")
+    print(f"Compare with the simulator: froude check requests {run.out}")
+
+
+def print_requests_check(check: RequestsCheck) -> None:
+    """Predicted and measured side by side, and the errors."""
+    predicted, measured = check.predicted.summary(), check.measured.summary()
+    rows = []
+    for metric, name in _NAMES.items():
+        errors = check.errors(metric)
+        for quantile in ("mean", "p50", "p99"):
+            rows.append(
+                (
+                    f"{name}, {quantile}",
+                    seconds(predicted[f"{metric}_s"][quantile]),
+                    seconds(measured[f"{metric}_s"][quantile]),
+                    _signed(errors[f"{quantile}_error"]),
+                    percent(errors["median_ape"]) if quantile == "p50" else "",
+                )
+            )
+    throughput = (check.predicted.output_tokens_per_s, check.measured.output_tokens_per_s)
+    rows.append(("output tokens/s", *map(si, throughput), _signed(check.throughput_error), ""))
+    rows.append(("preemptions", *map(str, check.preemptions), "", ""))
+    print_table(
+        f"{len(check.measured.e2e)} requests, simulated and served",
+        ("", "simulated", "served", "error", "median of single requests"),
+        rows,
+    )
+    calibration = check.calibration
+    print(
+        f"Calibrated on {calibration.iterations} iterations, median error {percent(calibration.median_ape)}; the run's own "
+        f"iterations took {_signed(check.slowdown - 1.0)} against it; the processor was elsewhere {percent(check.waited)} "
+        "of the time."
+    )
+
+
+def _signed(fraction: float) -> str:
+    return f"{'+' if fraction > 0 else ''}{percent(fraction)}"

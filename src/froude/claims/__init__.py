@@ -1,1 +1,1 @@
-"""Published results as data, the runner that reproduces them, and coverage of the catalogue."""
+"""Published results as data, the runner that lets them emerge or fail, and what is true of every catalogued work."""

@@ -32,6 +32,8 @@ _PUBLIC: dict[str, str] = {
     "check_oom": "froude.training.measured",
     "run_serve": "froude.runtime.engine.api",
     "check_requests": "froude.runtime.engine.api",
+    "simulate_serve": "froude.serving.api",
+    "load_trace": "froude.workloads.readers",
 }
 
 __all__ = ["__version__", *_PUBLIC]

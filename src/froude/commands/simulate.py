@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from froude.commands.shell import Json, emit
+from froude.commands.shell import Json, Out, emit
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What will happen?")
 
@@ -32,3 +32,67 @@ def train(
 
     step = simulate_train(TrainPlan.read(plan), trace=trace)
     emit(step.json(), as_json=as_json, show=lambda: show_simulated(step))
+
+
+@group.command("serve")
+def serve(
+    model: Annotated[str, typer.Option(metavar="M", help="A model's name, a config.json, or its folder.")],
+    cluster: Annotated[str, typer.Option(metavar="C", help="DEVICE:COUNT, such as h100-sxm:1, or a YAML file.")],
+    trace: Annotated[
+        str, typer.Option(metavar="T", help="Azure or other CSV, Mooncake or vLLM JSONL, or lognormal:in=1000,out=200.")
+    ],
+    rate: Annotated[float | None, typer.Option(help="Poisson arrivals, requests per second.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Closed loop of so many clients.")] = None,
+    time_scale: Annotated[float | None, typer.Option(help="Stretch the trace's own arrivals.")] = None,
+    requests: Annotated[int | None, typer.Option(help="How many, from the start of the trace.")] = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals and synthetic lengths.")] = 0,
+    tp: Annotated[int, typer.Option(help="Devices that share a replica.")] = 1,
+    replicas: Annotated[int, typer.Option(help="Replicas behind the router.")] = 1,
+    router: Annotated[str, typer.Option(help="round-robin, least-outstanding, ...")] = "least-outstanding",
+    engine: Annotated[str, typer.Option(help="Serving engine.")] = "vllm",
+    scheduler: Annotated[str | None, typer.Option(help="vllm-v1, vllm-v0, sarathi-serve, orca, ...")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Token budget of an iteration.")] = None,
+    max_seqs: Annotated[int | None, typer.Option(help="Most sequences running at once.")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of memory the engine takes.")] = None,
+    slo: Annotated[str | None, typer.Option(help="Targets in seconds: ttft=0.5,tpot=0.05.")] = None,
+    stepping: Annotated[bool, typer.Option("--stepping", help="One iteration at a time: same figures, slow.")] = False,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Serve a request trace on a model and machines."""
+    from froude.core.errors import FroudeError
+    from froude.reports.serving import show_serve, write_serve_report
+    from froude.serving.api import simulate_serve
+
+    if stepping and out is not None:
+        raise FroudeError("stepping: records no segments for a timeline; leave out --out or --stepping")
+    result = simulate_serve(
+        model,
+        cluster,
+        trace,
+        rate=rate,
+        concurrency=concurrency,
+        time_scale=time_scale,
+        requests=requests,
+        seed=seed,
+        slo=slo,
+        stepping=stepping,
+        record=out is not None,
+        engine=engine,
+        scheduler=scheduler,
+        tensor_parallel=tp,
+        replicas=replicas,
+        router=router,
+        chunk_tokens=chunk_tokens,
+        max_seqs=max_seqs,
+        gpu_memory_utilization=gpu_memory_utilization,
+    )
+    if out is not None:
+        write_serve_report(result, out)
+    emit(
+        result.json(),
+        as_json=as_json,
+        show=lambda: show_serve(result),
+        assumptions=result.assumptions,
+        warnings=result.warnings,
+    )

@@ -1,0 +1,89 @@
+"""Tables of claims and of the catalogue's coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from froude.reports.tables import console, gib, print_table, seconds, si
+
+if TYPE_CHECKING:
+    from froude.claims.claim import Published
+    from froude.claims.runner import ClaimResult, ClaimsCheck
+
+_UNITS: Mapping[str, Callable[[float], str]] = {
+    "step_s": seconds,
+    "hardware_flops_per_s_per_device": lambda value: si(value, "FLOP/s"),
+    "tokens_per_s_per_device": lambda value: si(value, "tokens/s"),
+    "peak_bytes": gib,
+    "model_state_bytes": lambda value: si(value, "B"),
+}
+
+
+def print_claims(check: ClaimsCheck) -> None:
+    """One line a claim; everything about it when there is one only."""
+    if len(check.results) == 1:
+        print_claim(check.results[0])
+        return
+    rows = [
+        [
+            result.claim.name,
+            result.verdict,
+            f"{sum(p.sign_right for p in result.points)}/{len(result.points)}" if result.points else "-",
+            f"{result.median_log_error:.3f}" if result.points else "-",
+            _held(result),
+            "; ".join(result.problems),
+        ]
+        for result in check.results
+    ]
+    print_table(
+        f"{len(rows)} claims", ["claim", "verdict", "signs right", "median |ln error|", "controls", "why"], rows, left=1
+    )
+
+
+def print_claim(result: ClaimResult) -> None:
+    """Points, controls and verdict of one claim."""
+    claim, out = result.claim, console()
+    out.print(f"[bold]{claim.name}[/bold]: {claim.title}")
+    out.print(f"{claim.source}; {claim.where}")
+    if result.points:
+        unit = _UNITS.get(claim.metric, si)
+        rows = [
+            [
+                p.point.label,
+                published(p.point.published),
+                f"{p.gain:.3f}",
+                "right" if p.sign_right else "WRONG",
+                f"{p.log_error:+.3f}",
+                unit(p.baseline),
+                unit(p.technique),
+                " -> ".join(unit(v) for v in (p.point.published.baseline, p.point.published.technique) if v) or "-",
+            ]
+            for p in result.points
+        ]
+        columns = ["point", "published gain", "ours", "sign", "ln error", "baseline", "technique", "published values"]
+        print_table("", columns, rows)
+    for name, control in (("off", result.off), ("removed", result.removed)):
+        if control:
+            held = "held" if control.held else "VIOLATED"
+            out.print(f"control, {name}: {held}, gain {control.gain:.4f} ({control.control.why})")
+    for assumption in claim.assumed:
+        out.print(f"assumed: {assumption}")
+    out.print(f"[bold]{result.verdict}[/bold]" + "".join(f"\n  {problem}" for problem in result.problems))
+
+
+def published(figure: Published) -> str:
+    """A gain or its bounds."""
+    if figure.gain is not None:
+        return f"{figure.gain:.3g}"
+    low = f">= {figure.at_least:.3g}" if figure.at_least is not None else ""
+    high = f"<= {figure.at_most:.3g}" if figure.at_most is not None else ""
+    return ", ".join(part for part in (low, high) if part)
+
+
+def _held(result: ClaimResult) -> str:
+    controls = [control for control in (result.off, result.removed) if control]
+    if not controls:
+        return "-"
+    violated = [name for name, c in (("off", result.off), ("removed", result.removed)) if c and not c.held]
+    return "held" if not violated else f"violated: {', '.join(violated)}"

@@ -86,3 +86,17 @@ def check_requests(
 
 
 _COMPLETED = "settings a row leaves blank are completed from training/source_defaults.toml"
+
+
+@group.command("claims")
+def check_claims(
+    name: Annotated[str | None, typer.Argument(help="A registered claim; all of them by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Published results, reproduced from their settings or not; with controls."""
+    from froude.claims.runner import check_claims as check
+    from froude.reports.claims import print_claims
+
+    result = check(name)
+    assumptions = [f"{r.claim.name}: {text}" for r in result.results for text in r.claim.assumed]
+    emit(result.json(), as_json=as_json, show=lambda: print_claims(result), assumptions=assumptions)

@@ -34,7 +34,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as report:
-            raise FroudeError(prefix + _sentence(cls, report)) from None
+            raise FroudeError(prefix + explain(report, cls)) from None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -86,13 +86,14 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         raise InvalidValueError("path", str(path), f"cannot be written ({error.strerror})") from None
 
 
-def _sentence(cls: type[BaseModel], report: ValidationError) -> str:
+def explain(report: ValidationError, cls: type[BaseModel] | None = None) -> str:
+    """The most useful of pydantic's findings in one sentence; ``cls`` is the model whose keys are offered instead."""
     errors = report.errors()
     # An unknown key is the most useful thing to say first: a misspelt key also shows up as a missing one.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    field = ".".join(str(part) for part in error["loc"]) or cls.__name__
+    field = ".".join(str(part) for part in error["loc"]) or report.title
     value = error.get("input")
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden" and cls is not None:
         return f"{field}: unknown key; {suggestion(str(error['loc'][-1]), _keys_at(cls, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{field}: missing, and it is required"
@@ -102,6 +103,8 @@ def _sentence(cls: type[BaseModel], report: ValidationError) -> str:
         ]
         return f"{field}: {value!r} is not valid; {suggestion(str(value), choices)}"
     message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message  # a check over several fields, which names them itself
     return f"{field}: {value!r} is not valid: {message[0].lower()}{message[1:]}"
 
 

@@ -78,8 +78,7 @@ def test_published_figures() -> None:
     assert h100.memory_bytes == 80 * 2**30
     a100 = find_device("a100-sxm-80gb")
     assert (a100.peak("bf16"), a100.memory_bandwidth, a100.tdp_w) == (312e12, 2039e9, 400)
-    assert a100.sustained("bf16") == 262e12
-    assert a100.sustained("fp32") is None
+    assert a100.sustained_flops == {"bf16": 262e12}
 
 
 def test_all_devices_are_plausible() -> None:

@@ -83,10 +83,6 @@ class Device(Spec):
             raise InvalidValueError("precision", dtype, f"has no arithmetic on {self.name}, which has {self._dtypes()}")
         return self.peak_flops[dtype]
 
-    def sustained(self, dtype: str) -> float | None:
-        """Measured FLOP/s of large matrix products, or None where nobody measured it."""
-        return self.sustained_flops.get(dtype)
-
     def _dtypes(self) -> str:
         return ", ".join(self.peak_flops)
 

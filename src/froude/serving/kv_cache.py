@@ -78,7 +78,7 @@ def size_pool(
 
 def _token_bytes(arch: Architecture, ways: int, kv_dtype: str) -> float:
     """Per device: heads are split until each device has one, then copied."""
-    return arch.kv_bytes_per_token(BYTES_PER_ELEMENT[kv_dtype]) / min(ways, arch.kv_heads)
+    return arch.kv_bytes_per_token(BYTES_PER_ELEMENT[kv_dtype], tensor_parallel=ways)
 
 
 def _activation_bytes(arch: Architecture, ways: int, tokens: int, seqs: int) -> float:

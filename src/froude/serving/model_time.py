@@ -17,11 +17,11 @@ from froude.machines.cluster import Cluster, Group
 from froude.models.architecture import Architecture
 from froude.models.operator import Attention, Operator
 from froude.models.transformer import (
-    attended_pairs,
     embedding_operators,
     head_operators,
+    layer_context,
+    layer_pairs,
     ragged_layer_operators,
-    read_context,
 )
 from froude.serving.engine_spec import EngineSpec
 from froude.serving.iteration import IterationTime, Prompts
@@ -126,9 +126,8 @@ class ModelIterationTime(IterationTime):
     def _chunk(self, tokens: int) -> tuple[int, int]:
         """Attention of a prompt's chunk: without prefix, and per token of prefix."""
         counts = _page(tokens).astype(float)
-        window = self.arch.sliding_window
         near, far = (
-            self._attention(counts, attended_pairs(counts, prefix, window), read_context(counts, prefix, window))
+            self._attention(counts, layer_pairs(self.arch, counts, prefix), layer_context(self.arch, counts, prefix))
             for prefix in (0.0, float(_LONG))
         )
         lines = zip(_ps(near), _ps((far - near) / _LONG), strict=True)

@@ -21,6 +21,7 @@ _PUBLIC: dict[str, str] = {
     "list_devices": "froude.machines.device",
     "parse_cluster": "froude.machines.cluster",
     "parse_clusters": "froude.machines.cluster",
+    "compare": "froude.planning.compare",
     "fit": "froude.laws.fitting",
     "fit_file": "froude.laws.api",
     "predict": "froude.laws.api",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Generic, TypeVar
 
-from froude.core.errors import UnknownNameError
+from froude.core.errors import FroudeError, UnknownNameError
 
 T = TypeVar("T")
 
@@ -71,8 +71,31 @@ class Registry(Generic[T]):
         raise LookupError(f"{module.__name__} defines no {self.base.__name__} named {wanted!r}")
 
     def create(self, name: str, **knobs: object) -> T:
-        """An instance with the given knobs."""
-        return self.get(name)(**knobs)
+        """An instance with the given knobs.
+
+        Raises:
+            FroudeError: for an unknown knob, or a value that does not fit the knob's annotation.
+        """
+        member = self.get(name)
+        if is_dataclass(member):
+            return _from_knobs(f"{self.kind} {name}", member, knobs)
+        return member(**knobs)
 
     def __iter__(self) -> Iterator[type[T]]:
         return (self.get(name) for name in self.names())
+
+
+def _from_knobs(owner: str, member: type[T], knobs: Mapping[str, object]) -> T:
+    """The dataclass with those fields, checked against its annotations."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from froude.core.spec import explain
+
+    known = [f.name for f in fields(member) if f.init]  # type: ignore[arg-type]
+    for knob in knobs:
+        if knob not in known:
+            raise UnknownNameError(f"knob of {owner}", knob, known)
+    try:
+        return TypeAdapter(member).validate_python(knobs)
+    except ValidationError as report:
+        raise FroudeError(f"{owner}: {explain(report)}") from None

@@ -46,7 +46,9 @@ def synthetic_trace(text: str, seed: int = 0, requests: int | None = None) -> Tr
     for key in _KNOBS[name]:
         if not (knobs[key] > 0 and math.isfinite(knobs[key])):
             raise InvalidValueError(f"trace {name}, {key}", knobs[key], "must be positive")
-    count = requests or int(knobs["n"])
+    count = int(knobs["n"]) if requests is None else requests
+    if count < 1:
+        raise InvalidValueError("requests", count, "is not a number of requests; the least is 1")
     rng = np.random.default_rng(seed)
     if name == "constant":
         inputs, outputs = (np.full(count, max(1, round(knobs[key])), dtype=np.int64) for key in ("in", "out"))

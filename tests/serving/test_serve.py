@@ -1,0 +1,208 @@
+"""The serving simulation as a user calls it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from froude.cli import main
+from froude.core.errors import FroudeError
+from froude.machines.cluster import parse_cluster
+from froude.models.catalogue import resolve
+from froude.models.operator import Attention
+from froude.models.transformer import embedding_operators, head_operators, ragged_layer_operators
+from froude.serving.api import build_deployment, simulate_serve
+from froude.serving.engine_spec import find_engine
+from froude.serving.kv_cache import size_pool
+from froude.serving.metrics import parse_slo, summary
+from froude.timing.roofline import Roofline
+from froude.workloads.readers import load_trace
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "traces"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the public traces are not here")
+LOAD = "lognormal:in=400,out=60,cv=1"
+
+
+def serve(**changes):
+    how = {"rate": 8.0, "requests": 150, "seed": 1} | changes
+    return simulate_serve("llama-3.1-8b", "h100-sxm:4", how.pop("trace", LOAD), **how)
+
+
+# -- iteration time --------------------------------------------------------------------------------------------------
+
+
+def test_an_iteration_costs_what_its_operators_cost():
+    """A decode batch without padding: the sum of prices of every operator, to the rounding of the affine pieces."""
+    cluster, engine, arch = parse_cluster("h100-sxm:1"), find_engine("vllm"), resolve("llama-3.1-8b")
+    cost = Roofline(cluster, engine.stack)
+    n, keys = 64, 64 * 900
+    operators = embedding_operators(arch, tokens=n) + head_operators(arch, tokens=n, positions=n)
+    layer = ragged_layer_operators(arch, tokens=n, pairs=keys, context=keys)
+    whole = cost.sequence(operators).seconds + arch.layers * cost.sequence(layer).seconds
+    whole += engine.step_s.value + n * engine.sequence_s.value
+    time = build_deployment("llama-3.1-8b", "h100-sxm:1").time
+    first, slope, _ = time.segment(n, keys, ())
+    assert first / 1e12 == pytest.approx(float(whole), rel=0.01)
+    attention = [op for op in layer if isinstance(op, Attention)]
+    longer = [
+        op
+        for op in ragged_layer_operators(arch, tokens=n, pairs=2 * keys, context=2 * keys)
+        if isinstance(op, Attention)
+    ]
+    per_key = arch.layers * float(cost.sequence(longer).seconds - cost.sequence(attention).seconds) / keys
+    assert slope / 1e12 == pytest.approx(n * per_key, rel=0.02)
+
+
+def test_a_prompt_costs_more_after_a_prefix_and_is_convex_in_length():
+    time = build_deployment("llama-3.1-8b", "h100-sxm:1").time
+    alone, after = time.segment(0, 0, [(1024, 0)])[0], time.segment(0, 0, [(1024, 16_000)])[0]
+    assert after > 1.3 * alone
+    assert time.segment(0, 0, [(4096, 0)])[0] > 3 * alone
+
+
+def test_tensor_parallelism_speeds_up_less_than_its_degree():
+    one, four = (build_deployment("llama-3.1-8b", "h100-sxm:4", tensor_parallel=tp).time for tp in (1, 4))
+    for batch in ((32, 32_000, ()), (0, 0, [(2048, 0)])):
+        ratio = one.segment(*batch)[0] / four.segment(*batch)[0]
+        assert 1.2 < ratio < 4
+
+
+# -- the pool --------------------------------------------------------------------------------------------------------
+
+
+def test_the_pool_is_what_memory_leaves():
+    arch, device, engine = resolve("llama-3.1-8b"), parse_cluster("h100-sxm:1").device, find_engine("vllm")
+    pool = size_pool(arch, device, engine)
+    assert pool.weights_bytes == pytest.approx(16.06e9, rel=1e-3)
+    assert pool.bytes_per_token == 131_072
+    held = pool.tokens * pool.bytes_per_token + pool.weights_bytes + pool.activation_bytes + pool.reserve_bytes
+    assert 0 <= 0.9 * device.memory_bytes - held < 16 * 131_072
+    halved = size_pool(arch, device, engine, tensor_parallel=2)
+    assert halved.tokens > 2 * pool.tokens
+    assert size_pool(arch, device, engine, kv_dtype="fp8").blocks == pytest.approx(2 * pool.blocks, abs=1)
+
+
+def test_a_model_that_does_not_fit_names_the_degree_that_does():
+    with pytest.raises(FroudeError, match=r"llama.*h100-sxm.*tp=4 is the least"):
+        build_deployment("meta-llama/Llama-3.1-70B", "h100-sxm:8", tensor_parallel=1, gpu_memory_utilization=0.6)
+
+
+# -- the result ------------------------------------------------------------------------------------------------------
+
+
+def test_contract_and_arithmetic():
+    result = serve(slo="ttft=0.03,tpot=0.02")
+    found = result.json()
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        assert set(found[name]) == {"mean", "p50", "p90", "p99"}
+        assert found[name]["p50"] <= found[name]["p90"] <= found[name]["p99"]
+    assert found["requests"] == found["completed"] == 150
+    assert found["output_tokens_per_s"] == pytest.approx(result.trace.output_tokens.sum() / found["duration_s"])
+    got = result.latencies
+    later = result.trace.output_tokens - 1
+    assert got.e2e_s == pytest.approx(got.ttft_s + np.where(later > 0, got.tpot_s * later, 0.0))
+    good = (got.ttft_s <= 0.03) & ~(got.tpot_s > 0.02)
+    assert found["goodput_rps"] == pytest.approx(good.sum() / found["duration_s"])
+    assert 0 < found["goodput_rps"] < found["requests_per_s"]
+    price = result.deployment.cluster.usd_per_device_hour
+    assert found["usd_per_million_output_tokens"] == pytest.approx(
+        price * found["duration_s"] / 3600 / result.trace.output_tokens.sum() * 1e6
+    )
+
+
+@pytest.mark.parametrize("scheduler", ["vllm-v1", "vllm-v0", "orca", "sarathi-serve"])
+def test_stepping_gives_the_same_json(scheduler):
+    one, two = (serve(scheduler=scheduler, stepping=s).json() for s in (False, True))
+    assert one.pop("sim_wall_s") > 0 and two.pop("sim_wall_s") > 0
+    assert one == two
+
+
+def test_sarathi_bounds_the_stall_that_prefill_first_causes():
+    """Whole prompts first stretch the worst gaps between tokens; a small token budget does not (arXiv:2403.02310)."""
+    load = {"trace": "lognormal:in=3000,out=150,cv=0.7", "rate": 4.0, "requests": 200}
+    stalling, stall_free = (serve(scheduler=s, **load).json() for s in ("vllm-v0", "sarathi-serve"))
+    assert stall_free["tpot_s"]["p99"] < stalling["tpot_s"]["p99"]
+
+
+def test_reserving_the_longest_output_admits_fewer():
+    load = {"trace": "lognormal:in=3000,out=800,cv=0.5", "rate": 30.0, "requests": 200}
+    paged, reserved = (serve(scheduler=s, **load) for s in ("vllm-v1", "orca"))
+    assert reserved.outcome.preemptions == [0] * 200
+    assert reserved.latencies.ttft_s.mean() > paged.latencies.ttft_s.mean()
+
+
+def test_closed_loop_and_replicas():
+    alone = serve(rate=None, concurrency=1).json()
+    assert alone["ttft_s"]["p99"] < 0.1  # nobody ever queues
+    crowd = serve(rate=None, concurrency=64).json()
+    assert crowd["output_tokens_per_s"] > 5 * alone["output_tokens_per_s"]
+    one, four = (serve(rate=120.0, requests=600, replicas=n).json() for n in (1, 4))
+    assert four["ttft_s"]["mean"] < one["ttft_s"]["mean"]
+
+
+def test_same_seed_same_figures():
+    one, two = serve().json(), serve().json()
+    assert {**one, "sim_wall_s": 0} == {**two, "sim_wall_s": 0}
+    assert serve(seed=2).json()["e2e_s"] != one["e2e_s"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"scheduler": "vlm-v1"}, "scheduler.*vllm-v1"),
+        ({"router": "least"}, "router.*least-outstanding"),
+        ({"engine": "vlm"}, "engine.*vllm"),
+        ({"tensor_parallel": 3}, "tp: 3.*nearest that does is"),
+        ({"replicas": 5}, "replicas: 5.*at most 4"),
+        ({"concurrency": 3}, "concurrency: cannot be combined with rate"),
+        ({"rate": -1.0}, "rate: -1.0"),
+        ({"requests": 0}, "requests: 0"),
+        ({"slo": "ttft=fast"}, "slo ttft: 'fast'"),
+        ({"slo": "tftt=1"}, "did you mean 'ttft'"),
+        ({"chunk_tokens": 16}, "chunk_tokens: 16"),
+        ({"max_seqs": 0}, "max_seqs: 0"),
+        ({"trace": "constant:in=900000,out=5"}, "none of the 150 requests fits"),
+    ],
+)
+def test_bad_requests_are_one_sentence(changes, says):
+    with pytest.raises(FroudeError, match=says) as found:
+        serve(**changes)
+    assert "\n" not in str(found.value)
+
+
+def test_slo_and_summary():
+    assert parse_slo("ttft=0.5, tpot=0.05") == {"ttft": 0.5, "tpot": 0.05}
+    assert parse_slo(None) == {}
+    assert math.isnan(summary(np.array([np.nan]))["p50"])
+
+
+def test_command(capsys, tmp_path, monkeypatch):
+    call = ["froude", "simulate", "serve", "--model", "llama-3.1-8b", "--cluster", "h100-sxm:1", "--trace", LOAD]
+    monkeypatch.setattr("sys.argv", [*call, "--rate", "5", "--requests", "80", "--json", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["completed"] == 80 and found["schema_version"] == 1 and found["assumptions"]
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    bars = [e for e in events if e["ph"] == "X"]
+    assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-3 for a, b in itertools.pairwise(bars))
+    assert sum(e["args"]["iterations"] for e in bars) == found["iterations"]
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert len((tmp_path / "requests.csv").read_text().splitlines()) == 81
+
+
+@needs_data
+def test_a_real_vllm_run_is_predicted():
+    """An overload on one device that the engine logged request by request; no figure was fitted to it."""
+    run = DATA / "vllm_runs" / "RTXPRO6000-Llama-3.1-8B"
+    result = simulate_serve("llama-3.1-8b", "rtx-pro-6000:1", run, chunk_tokens=2048, max_seqs=128)
+    measured = load_trace(str(run)).measured
+    for name, bound in (("e2e_s", 0.10), ("tpot_s", 0.10), ("ttft_s", 0.20)):
+        error = np.abs(getattr(result.latencies, name) / measured[name] - 1)
+        assert np.median(error) < bound

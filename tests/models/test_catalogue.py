@@ -36,6 +36,17 @@ PUBLISHED = {
     "yi-34b": 34_388_917_248,
     "opt-125m": 125_239_296,
     "opt-1.3b": 1_315_758_080,
+    "pythia-70m": 70_426_624,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "tinyllama-1.1b": 1_100_048_384,
+    "phi-3-mini": 3_821_079_552,
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "mistral-nemo": 12_247_782_400,
+    "mistral-large": 122_610_069_504,
+    "qwen3-coder-480b-a35b": 480_154_875_392,
 }
 
 
@@ -175,6 +186,21 @@ def test_config_json_and_its_folder(tmp_path: Path) -> None:
             "opt-125m",
         ),
         (
+            {"model_type": "gpt_neox", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16}
+            | {"intermediate_size": 8192, "vocab_size": 50304},
+            "pythia-1.4b",
+        ),
+        (
+            {**LLAMA, "model_type": "gemma", "hidden_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 8}
+            | {"num_key_value_heads": 1, "head_dim": 256, "intermediate_size": 16384, "vocab_size": 256000},
+            "gemma-2b",
+        ),
+        (
+            {**LLAMA, "model_type": "phi3", "hidden_size": 3072, "num_key_value_heads": 32, "intermediate_size": 8192}
+            | {"vocab_size": 32064, "sliding_window": 2047},
+            "phi-3-mini",
+        ),
+        (
             {"model_type": "bloom", "n_embed": 14336, "n_layer": 70, "num_attention_heads": 112, "vocab_size": 250880},
             "bloom",
         ),
@@ -184,14 +210,6 @@ def test_families(tmp_path: Path, config: object, name: str) -> None:
     arch = resolve(write(tmp_path, config))
     assert arch.parameters == resolve(name).parameters
     assert arch.sliding_window == resolve(name).sliding_window
-
-
-def test_pythia() -> None:
-    from froude.models.huggingface import from_config
-
-    config = {"model_type": "gpt_neox", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16}
-    arch = from_config({**config, "intermediate_size": 8192, "vocab_size": 50304})
-    assert arch.parameters == 1_414_647_808  # Biderman et al. (2023), Pythia-1.4B
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,10 @@ def _qwen3_moe(config: Config) -> dict[str, Any]:
     return _qwen3(config) | {"experts": experts}
 
 
+def _gemma(config: Config) -> dict[str, Any]:
+    return _llama(config, "gemma") | {"tied_embeddings": bool(config.get("tie_word_embeddings", True))}
+
+
 def _gpt_oss(config: Config) -> dict[str, Any]:
     kinds = list(config.get("layer_types") or ())
     full = kinds.count("full_attention")
@@ -218,6 +222,8 @@ _READERS: dict[str, Callable[[Config], dict[str, Any]]] = {
     "llama": _llama,
     "mistral": _mistral,
     "mixtral": _mixtral,
+    "phi3": _mistral,
+    "gemma": _gemma,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,

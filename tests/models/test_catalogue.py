@@ -222,6 +222,9 @@ def test_families(tmp_path: Path, config: object, name: str) -> None:
         (json.dumps({k: v for k, v in LLAMA.items() if k != "vocab_size"}), "vocab_size: missing"),
         (json.dumps({**LLAMA, "hidden_size": "wide"}), "hidden"),
         (json.dumps({**LLAMA, "num_attention_heads": 0}), "heads"),
+        (json.dumps({**LLAMA, "num_attention_heads": "32"}), "heads: '32'"),
+        (json.dumps({**LLAMA, "model_type": ["llama"]}), "did you mean 'llama'"),
+        (json.dumps({**LLAMA, "model_type": "opt", "ffn_dim": 1, "word_embed_proj_dim": 512}), "is not supported$"),
     ],
 )
 def test_bad_configs_are_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:

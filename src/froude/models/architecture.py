@@ -85,8 +85,9 @@ class Architecture(Spec):
     name: str
     family: str = "llama"
     layers: int = Field(gt=0)
-    hidden: int = Field(gt=0)
-    heads: int = Field(gt=0)
+    # Strict, because defaults of other fields are computed from them before they are validated.
+    hidden: int = Field(gt=0, strict=True)
+    heads: int = Field(gt=0, strict=True)
     kv_heads: int = Field(default=1, gt=0)
     head_dim: int = Field(default=1, gt=0)
     ffn: int = Field(gt=0)

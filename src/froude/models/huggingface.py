@@ -15,6 +15,10 @@ class _Missing(Exception):
     """A key the model type needs is not in the file."""
 
 
+class _Unsupported(Exception):
+    """The file describes something `Architecture` has no words for."""
+
+
 def from_config(config: Any, where: str = "config.json") -> Architecture:
     """The architecture that a parsed ``config.json`` describes.
 
@@ -27,15 +31,17 @@ def from_config(config: Any, where: str = "config.json") -> Architecture:
     """
     if not isinstance(config, Mapping):
         raise FroudeError(f"{where}: expected a JSON object, found {type(config).__name__}")
-    model_type = config.get("model_type")
-    if model_type is None:
+    if config.get("model_type") is None:
         raise FroudeError(f"{where}: model_type: missing, and it is required")
+    model_type = str(config["model_type"])
     if model_type not in _READERS:
         raise UnknownNameError(f"{where}: model_type", model_type, sorted(_READERS))
     try:
         fields = _READERS[model_type](config)
     except _Missing as missing:
         raise FroudeError(f"{where}: {missing}: missing, and a {model_type} model needs it") from None
+    except _Unsupported as unsupported:
+        raise FroudeError(f"{where}: {unsupported}") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise FroudeError(f"{where}: holds a value that is not a number where one belongs ({error})") from None
     name = str(config.get("_name_or_path") or where)
@@ -102,7 +108,7 @@ def _qwen3(config: Config) -> dict[str, Any]:
 
 def _qwen3_moe(config: Config) -> dict[str, Any]:
     if config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
-        raise ValueError("dense layers in between mixture-of-experts layers are not supported")
+        raise _Unsupported("dense layers in between mixture-of-experts layers are not supported")
     experts = {
         "count": config.get("num_experts") or _need(config, "num_local_experts"),
         "top_k": _need(config, "num_experts_per_tok"),
@@ -120,7 +126,7 @@ def _gpt_oss(config: Config) -> dict[str, Any]:
     full = kinds.count("full_attention")
     every = len(kinds) // full if full else None
     if full and (len(kinds) != full * (every or 1) or every == 1):
-        raise ValueError("layer_types that do not repeat one full layer after some windowed ones are not supported")
+        raise _Unsupported("layer_types that do not repeat one full layer after some windowed ones are not supported")
     experts = {
         "count": _need(config, "num_local_experts"),
         "top_k": config.get("num_experts_per_tok") or _need(config, "experts_per_token"),
@@ -137,7 +143,7 @@ def _gpt_oss(config: Config) -> dict[str, Any]:
 
 def _deepseek(config: Config) -> dict[str, Any]:
     if config.get("moe_layer_freq", 1) != 1:
-        raise ValueError("dense layers in between mixture-of-experts layers are not supported")
+        raise _Unsupported("dense layers in between mixture-of-experts layers are not supported")
     ffn = _need(config, "moe_intermediate_size")
     rope = _need(config, "qk_rope_head_dim")
     return _llama(config, "deepseek") | {
@@ -175,7 +181,7 @@ def _gpt2(config: Config) -> dict[str, Any]:
 def _opt(config: Config) -> dict[str, Any]:
     hidden = _need(config, "hidden_size")
     if config.get("word_embed_proj_dim", hidden) != hidden:
-        raise ValueError("an embedding narrower than the model (word_embed_proj_dim) is not supported")
+        raise _Unsupported("an embedding narrower than the model (word_embed_proj_dim) is not supported")
     return _gpt(
         layers=_need(config, "num_hidden_layers"),
         hidden=hidden,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
 from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
 from froude.serving.stepping import step
+from froude.serving.technique import ServingContext, ServingTechnique
+from froude.serving.technique import techniques as TECHNIQUES
 from froude.timing.roofline import Roofline
 from froude.workloads.readers import load_trace
 from froude.workloads.trace import Trace
@@ -176,6 +179,7 @@ def build_deployment(
     chunk_tokens: int | None = None,
     max_seqs: int | None = None,
     gpu_memory_utilization: float | None = None,
+    techniques: Iterable[str | ServingTechnique] = (),
 ) -> Deployment:
     """A deployment from names.
 
@@ -198,6 +202,13 @@ def build_deployment(
         knobs = {"max_batched_tokens": chunk_tokens, "max_seqs": max_seqs}
         given = {name: value for name, value in knobs.items() if value is not None}
         scheduler = SCHEDULERS.create(scheduler or spec.scheduler, **given)
+    context = ServingContext(arch, machines, spec, Roofline(machines, spec.stack), tensor_parallel)
+    chosen = [TECHNIQUES.create(t) if isinstance(t, str) else t for t in techniques]
+    for technique in chosen:
+        objection = technique.objection(context)
+        if objection is not None:
+            raise InvalidValueError("technique", technique.name, objection)
+        scheduler = technique.rewrite_scheduler(scheduler, context)
     pool = size_pool(
         arch,
         machines.device,
@@ -207,8 +218,10 @@ def build_deployment(
         max_seqs=scheduler.max_seqs,
         gpu_memory_utilization=gpu_memory_utilization,
     )
-    cost = Roofline(machines, spec.stack)
-    time = ModelIterationTime(arch, machines, spec, cost, tensor_parallel)
+    time: IterationTime = ModelIterationTime(arch, machines, spec, context.cost, tensor_parallel)
+    for technique in chosen:
+        pool = technique.rewrite_pool(pool, context)
+        time = technique.rewrite_time(time, context)
     ROUTERS.get(router)
     return Deployment(arch, machines, spec, tensor_parallel, replicas, scheduler, router, time, pool)
 

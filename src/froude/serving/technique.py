@@ -1,0 +1,56 @@
+"""Techniques that act on serving: on what an iteration costs, on the cache, or on the scheduler.
+
+A technique overrides the hooks it needs; each receives what the deployment would have had without it and returns what
+it is to have instead. Hooks run in the order of the class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from froude.core.registry import Registry
+from froude.core.technique import Technique
+from froude.machines.cluster import Cluster
+from froude.models.architecture import Architecture
+from froude.serving.engine_spec import EngineSpec
+from froude.serving.iteration import IterationTime
+from froude.serving.kv_cache import Pool
+from froude.serving.policy import Scheduler
+from froude.timing.cost import CostModel
+
+
+@dataclass(frozen=True)
+class ServingContext:
+    """What a technique may look at while it rewrites."""
+
+    arch: Architecture
+    cluster: Cluster
+    engine: EngineSpec
+    cost: CostModel
+    tensor_parallel: int
+    dtype: str = "bf16"
+
+
+class ServingTechnique(Technique):
+    """A technique of serving. Every hook defaults to leaving things as they are."""
+
+    def objection(self, context: ServingContext) -> str | None:
+        """Why it cannot be used here, or None."""
+        return None
+
+    def rewrite_scheduler(self, scheduler: Scheduler, context: ServingContext) -> Scheduler:
+        """Change who runs when."""
+        return scheduler
+
+    def rewrite_pool(self, pool: Pool, context: ServingContext) -> Pool:
+        """Change what the cache holds."""
+        return pool
+
+    def rewrite_time(self, time: IterationTime, context: ServingContext) -> IterationTime:
+        """Change what an iteration costs. ``time`` is a `froude.serving.model_time.ModelIterationTime`, or what
+        another technique made of it.
+        """
+        return time
+
+
+techniques: Registry[ServingTechnique] = Registry("technique", "froude.serving.techniques", ServingTechnique)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from froude.core.errors import FroudeError
+from froude.machines.resource import Resource
 from froude.program.evaluate import compile_levels, evaluate, peak_memory
 from froude.program.play import play
 from froude.program.program import Action, Lane, MemoryDelta, Program
@@ -84,6 +85,21 @@ def test_sharing_by_hand() -> None:
     for timeline in (play(program).timeline, evaluate(program)):
         assert timeline.end_s[1, 0] == pytest.approx(1.25, rel=1e-3)
         assert timeline.end_s[0, 0] == pytest.approx(4.25, rel=1e-3)
+
+
+def test_two_ways_of_sharing() -> None:
+    # The network-bound task is held to 1/2 by its link. Under max-min sharing it then leaves compute to the other;
+    # proportionally, all users of compute slow down by how much it is overcommitted.
+    program = Program(costs={"c": Cost(4.0, {"compute": 0.9}), "n": Cost(4.0, {"compute": 0.4, "scaleout": 1.0})})
+    program.resources["scaleout"] = Resource("scaleout", capacity=0.5)
+    program.add(Lane(0, "compute"), "c", Action("forward"))
+    program.add(Lane(0, "network"), "n", Action("reduce-gradients"))
+    fair = play(program).timeline
+    assert fair.end_s[0, 0] == pytest.approx(4.0 / (0.8 / 0.9))
+    program.resources["compute"] = Resource("compute", sharing="proportional")
+    alike = play(program).timeline
+    assert alike.end_s[0, 0] == pytest.approx(4.0 * 1.3)
+    assert alike.end_s[1, 0] == pytest.approx(8.0)
 
 
 def test_no_contention_flag_gives_time_alone() -> None:

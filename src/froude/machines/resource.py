@@ -1,4 +1,4 @@
-"""The `Resource` contract: what tasks contend for."""
+"""The `Resource` contract: what tasks of a device contend for, and how it is shared out."""
 
 from __future__ import annotations
 
@@ -8,18 +8,28 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something tasks contend for.
+    """Something the tasks of a device share. A task's demand is the fraction of it that the task uses when alone.
 
     Attributes:
-        name: "compute" (a device's multiprocessors), "memory" (its memory bandwidth), "scaleup", "scaleout", "host".
-        sharing: "max-min" gives each task what it asks, and evens out what is short; "proportional" scales all tasks
-            alike; "exclusive" runs one task at a time.
-        capacity: what there is, in units of the demand that saturates it: 1 is the whole of it. It may change in time
-            (a lowered clock, a degraded link): what remains of a task is work, not seconds.
-        power_w: what it draws, beyond idle, when used to the full.
+        name: as in `Cost.demands`.
+        sharing: "max-min" lets all rates grow together until the resource is full, and those that need less of
+            something else grow on; "proportional" slows all its users by the factor it is overcommitted, whether or not
+            they are slowed elsewhere (as kernels that take turns are).
+        capacity: what there is; 1 is the whole of it. It may vary in time: what remains of a task is work, not seconds.
+        clocked: whether its capacity follows the device's clock.
     """
 
     name: str
-    sharing: Literal["max-min", "proportional", "exclusive"] = "max-min"
+    sharing: Literal["max-min", "proportional"] = "max-min"
     capacity: float = 1.0
-    power_w: float = 0.0
+    clocked: bool = False
+
+
+DEVICE_RESOURCES = {
+    "compute": Resource("compute", clocked=True),  # the multiprocessors
+    "memory": Resource("memory"),  # bandwidth of the device's memory, which has a clock of its own
+    "scaleup": Resource("scaleup"),
+    "scaleout": Resource("scaleout"),
+    "host": Resource("host"),
+}
+"""What every device has."""

@@ -32,6 +32,10 @@ class Controller(ABC, Generic[Observation, Act]):
         """The next time at which it wants to observe; infinity when it is asked at the run's own milestones only."""
         return math.inf
 
+    def next_change_step(self, step: int) -> int:
+        """The next count of optimizer steps at which it wants to observe, for controllers of training."""
+        return step + 1
+
 
 @dataclass(frozen=True, slots=True)
 class PowerObservation:

@@ -186,11 +186,12 @@ def _contended_devices(program: Program) -> list[_Device]:
             continue
         tasks = [i for lane in lanes for i in program.lanes[lane]]
         names = sorted({name for i in tasks for name in program.costs[program.tasks[i].cost].demands})
+        capacity = np.array([program.resources[name].capacity for name in names])
         keys = list(dict.fromkeys(program.tasks[i].cost for i in tasks))
         table = np.zeros((len(keys), len(names), width))
         for row, key in enumerate(keys):
             for column, name in enumerate(names):
-                table[row, column] = program.costs[key].demands.get(name, 0.0)
+                table[row, column] = program.costs[key].demands.get(name, 0.0) / capacity[column]
         index = {key: row for row, key in enumerate(keys)}
         demands = table[[index[program.tasks[i].cost] for i in tasks]]
         lane_of = {lane: n for n, lane in enumerate(lanes)}

@@ -189,29 +189,23 @@ class _Player:
             self._meter(device, now, self._watts(drawn, self.clock[device]))
 
     def _rates(self, running: list[int], clock: float) -> list[float]:
-        """Max-min fair rates by progressive filling: all grow together until a resource is full."""
+        """Each task's rate: progressive filling over max-min resources, under the limits of proportional ones."""
         if not self.contention:
             return [clock] * len(running)
         demands = [self.demands[self.program.tasks[i].cost] for i in running]
-        rates = [0.0] * len(running)
+        limits = [1.0] * len(running)
         free: dict[str, float] = {}
-        for needed in demands:
-            for name in needed:
-                free[name] = clock if name == "compute" else 1.0
-        growing = set(range(len(running)))
-        while growing:
-            level, full = 1.0, None
-            for name, room in free.items():
-                wanted = sum(demands[i].get(name, 0.0) for i in growing)
-                if wanted > 0 and room / wanted < level:
-                    level, full = room / wanted, name
-            stopped = {i for i in growing if full is None or full in demands[i]}
-            for i in stopped:
-                rates[i] = level
-                for name, demand in demands[i].items():
-                    free[name] = max(0.0, free[name] - demand * level)
-            growing -= stopped
-        return rates
+        for name in {name for needed in demands for name in needed}:
+            resource = self.program.resources[name]
+            room = resource.capacity * (clock if resource.clocked else 1.0)
+            wanted = sum(needed.get(name, 0.0) for needed in demands)
+            if resource.sharing == "max-min":
+                free[name] = room
+            elif wanted > room:
+                for i, needed in enumerate(demands):
+                    if name in needed:
+                        limits[i] = min(limits[i], room / wanted)
+        return _fill(demands, limits, free)
 
     def _control(self, now: float) -> None:
         observed = PowerObservation(now, dict(self.watts))
@@ -233,3 +227,23 @@ class _Player:
             self.watts[device] = watts
             self.total_watts += watts - before
             self.power.append((now, self.total_watts))
+
+
+def _fill(demands: list[dict[str, float]], limits: list[float], free: dict[str, float]) -> list[float]:
+    """Max-min fair rates: all grow together; a task stops at its limit or when something it needs is used up."""
+    rates = [0.0] * len(demands)
+    growing = set(range(len(demands)))
+    while growing:
+        level, full = min(limits[i] for i in growing), None
+        for name, room in free.items():
+            wanted = sum(demands[i].get(name, 0.0) for i in growing)
+            if wanted > 0 and room / wanted < level:
+                level, full = room / wanted, name
+        stopped = {i for i in growing if (limits[i] <= level if full is None else full in demands[i])}
+        for i in stopped:
+            rates[i] = level
+            for name, demand in demands[i].items():
+                if name in free:
+                    free[name] = max(0.0, free[name] - demand * level)
+        growing -= stopped
+    return rates

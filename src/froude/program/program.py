@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from froude.core.arrays import Array, Floats
+from froude.machines.resource import DEVICE_RESOURCES, Resource
 from froude.timing.cost import Cost
 
 
@@ -75,6 +76,7 @@ class Program:
         costs: key -> `Cost`; seconds and demands may be arrays over candidates.
         sizes: key -> bytes, likewise.
         resident: device -> bytes that stay allocated throughout (weights, optimizer states).
+        resources: what the tasks of each device share, by the names their demands use.
     """
 
     tasks: list[Task] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Program:
     costs: dict[str, Cost] = field(default_factory=dict)
     sizes: dict[str, Array] = field(default_factory=dict)
     resident: dict[int, Array] = field(default_factory=dict)
+    resources: dict[str, Resource] = field(default_factory=lambda: dict(DEVICE_RESOURCES))
 
     def add(
         self,
@@ -149,4 +152,5 @@ class Program:
             },
             {key: pick(size) for key, size in self.sizes.items()},
             {device: pick(size) for device, size in self.resident.items()},
+            self.resources,
         )

@@ -18,7 +18,10 @@ _NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e":
 
 
 class ServeBar:
-    """A progress bar on standard error that takes no time of its own: it is drawn only when told to."""
+    """Progress on standard error, drawn only when told to, so that it takes no time of its own.
+
+    Where standard error is no terminal, a line for each phase.
+    """
 
     def __init__(self, *, silent: bool) -> None:
         console = Console(file=sys.stderr)
@@ -26,6 +29,8 @@ class ServeBar:
         self._progress = Progress(
             *columns, console=console, auto_refresh=False, transient=True, disable=silent or not console.is_terminal
         )
+        self._lines = not silent and not console.is_terminal
+        self._phase = ""
         self._task = self._progress.add_task("starting", total=1.0)
 
     def __enter__(self) -> ServeBar:
@@ -37,6 +42,10 @@ class ServeBar:
 
     def __call__(self, what: str, done: float) -> None:
         """Say what is going on and how much of it is done."""
+        phase = what.partition(",")[0]
+        if self._lines and phase != self._phase:
+            print(phase, file=sys.stderr, flush=True)
+        self._phase = phase
         self._progress.update(self._task, description=what, completed=done, refresh=True)
 
 
@@ -58,7 +67,7 @@ def print_serve_run(run: ServeRun) -> None:
 def print_requests_check(check: RequestsCheck) -> None:
     """Predicted and measured side by side, and the errors."""
     predicted, measured = check.predicted.summary(), check.measured.summary()
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for metric, name in _NAMES.items():
         errors = check.errors(metric)
         for quantile in ("mean", "p50", "p99"):
@@ -79,11 +88,11 @@ def print_requests_check(check: RequestsCheck) -> None:
         ("", "simulated", "served", "error", "median of single requests"),
         rows,
     )
-    calibration = check.calibration
+    fitted = check.calibration
     print(
-        f"Calibrated on {calibration.iterations} iterations, median error {percent(calibration.median_ape)}; the run's own "
-        f"iterations took {_signed(check.slowdown - 1.0)} against it; the processor was elsewhere {percent(check.waited)} "
-        "of the time."
+        f"Calibrated on {fitted.iterations} iterations, median error {percent(fitted.median_ape)}. "
+        f"The iterations of this run took {_signed(check.slowdown - 1.0)} against that; "
+        f"the processor was elsewhere {percent(check.waited)} of the time."
     )
 
 

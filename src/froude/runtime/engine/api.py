@@ -17,6 +17,7 @@ from froude.models.architecture import Architecture
 from froude.runtime.engine.cache import BlockPool
 from froude.runtime.engine.calibration import Measured
 from froude.runtime.engine.check import RequestsCheck, check_run
+from froude.runtime.engine.clock import CLOCKS
 from froude.runtime.engine.engine import Engine
 from froude.runtime.engine.latencies import Latencies, logged
 from froude.runtime.engine.probe import compositions, probe
@@ -84,6 +85,7 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
     log = replay(
         engine,
         arrivals,
+        clock=CLOCKS[spec.clock],
         concurrency=spec.concurrency,
         on_progress=lambda complete, now_s: say(f"serving, {complete} of {len(arrivals)}", complete / len(arrivals)),
     )
@@ -155,7 +157,8 @@ def _probe(model: Llama, pool: BlockPool, spec: ServeSpec, trace: Trace, seed: i
     longest = int((trace.input_tokens + trace.output_tokens).max())
     chunk = min(spec.chunk_tokens, int(trace.input_tokens.max()))
     todo = compositions(spec.max_seqs, chunk, longest, spec.kv_blocks * spec.block_tokens, seed)
-    return probe(model, pool, todo, spec.calibration_s / 2, lambda done: say("calibrating", done))
+    half_s, clock = spec.calibration_s / 2, CLOCKS[spec.clock]
+    return probe(model, pool, todo, half_s, clock, lambda done: say("calibrating", done))
 
 
 def _check_memory(architecture: Architecture, spec: ServeSpec) -> None:

@@ -99,7 +99,7 @@ def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck
         calibration,
         preemptions=(sum(outcome.preemptions), sum(row["preemptions"] for row in rows)),
         slowdown=seconds / fitted,
-        waited=1.0 - processor / seconds,
+        waited=max(0.0, 1.0 - processor / seconds),
         warnings=warnings,
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from froude.core.registry import Source
 from froude.runtime.engine.cache import BlockPool
 from froude.runtime.engine.calibration import TERMS, Measured
+from froude.runtime.engine.clock import Clock, WallClock
 from froude.runtime.engine.engine import Engine
 from froude.runtime.models.llama import Llama
 from froude.serving.policy import Decision, Scheduler, Sequence, View
@@ -81,13 +82,14 @@ def probe(
     pool: BlockPool,
     todo: Items[Composition],
     budget_s: float,
+    clock: type[Clock] = WallClock,
     on_progress: Callable[[float], None] | None = None,
 ) -> list[Measured]:
     """Time iterations of each composition in turn until the budget is spent."""
     engine = Engine(model, AdmitAll(), pool)
     ids = count()
     measured: list[Measured] = []
-    began = time.perf_counter()
+    ticking = clock()
 
     def arrive(cached: int, tokens: int, output: int) -> None:
         """A prompt of which the cache holds a part already (what it holds does not matter to the time)."""
@@ -96,13 +98,13 @@ def probe(
         engine.arrive(sequence, [0] * (cached + tokens))
 
     def step() -> Measured:
-        start_s, processor_s = time.perf_counter(), time.thread_time()
+        start_s, processor_s = ticking.now_s(), time.thread_time()
         done = engine.step(0)
-        taken_s, processor_s = time.perf_counter() - start_s, time.thread_time() - processor_s
+        taken_s, processor_s = ticking.now_s() - start_s, time.thread_time() - processor_s
         return Measured(len(done.iteration.decoding), done.context_tokens, tuple(done.prompts), taken_s, processor_s)
 
     for i, composition in enumerate(todo):
-        spent = time.perf_counter() - began
+        spent = ticking.now_s()
         if spent >= budget_s and len(measured) >= _FEWEST:
             break
         if on_progress:

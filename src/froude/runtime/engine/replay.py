@@ -1,4 +1,4 @@
-"""Replay requests through the engine by the wall clock."""
+"""Replay requests through the engine as they arrive."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+from froude.runtime.engine.clock import Clock, WallClock
 from froude.runtime.engine.engine import Engine, Step
 from froude.serving.policy import Sequence
 
@@ -108,14 +109,16 @@ class Log:
 def replay(
     engine: Engine,
     arrivals: Items[Arrival],
+    clock: type[Clock] = WallClock,
     concurrency: int | None = None,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> Log:
-    """Serve ``arrivals`` (in order of time, then id) in real time.
+    """Serve ``arrivals`` (in order of time, then id) when they are due.
 
     Args:
         engine: an idle engine.
         arrivals: open loop: each arrives at its `Sequence.arrival_ps`.
+        clock: the time by which they are due, and by which everything is logged.
         concurrency: closed loop: so many arrive at once, and one more whenever one is complete.
         on_progress: called now and then with the number of complete requests and the time.
 
@@ -126,10 +129,10 @@ def replay(
     upcoming, complete, said_s = 0, 0, 0.0
     gc.collect()
     gc.freeze()  # what lives by now is no business of collections during the replay
-    origin = time.perf_counter()
+    ticking = clock()
     try:
         while True:
-            now_s = time.perf_counter() - origin
+            now_s = ticking.now_s()
             while upcoming < len(arrivals):
                 arrival = arrivals[upcoming]
                 if concurrency is None:
@@ -146,7 +149,7 @@ def replay(
                 upcoming += 1
             processor_s = time.thread_time()
             step = engine.step(int(now_s * PS))
-            end_s = time.perf_counter() - origin
+            end_s = ticking.now_s()
             log.add(step, now_s, end_s, time.thread_time() - processor_s)
             complete += len(step.finished)
             if on_progress and end_s - said_s >= _PROGRESS_S:
@@ -156,7 +159,7 @@ def replay(
                 if upcoming == len(arrivals):
                     break
                 if concurrency is None:
-                    time.sleep(max(0.0, arrivals[upcoming].sequence.arrival_ps / PS - end_s))
+                    ticking.wait(arrivals[upcoming].sequence.arrival_ps / PS)
     except KeyboardInterrupt:
         log.interrupted = True
     finally:

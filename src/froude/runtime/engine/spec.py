@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,8 @@ class ServeSpec(Spec):
         kv_blocks, block_tokens: size of the cache, and of a block.
         seed: of random weights, prompts and arrivals.
         threads: torch threads; 1 gives the steadiest times.
+        clock: ``wall`` is real time; ``processor`` counts the processor time of the engine's thread and skips waits,
+            for a machine that others use at the same time.
         calibration_s: seconds spent timing iterations, half before and half after the replay; 0 for none.
         out: folder of the run.
     """
@@ -47,13 +49,16 @@ class ServeSpec(Spec):
     block_tokens: int = Field(default=16, gt=0)
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, gt=0)
+    clock: Literal["wall", "processor"] = "wall"
     calibration_s: float = Field(default=10.0, ge=0)
     out: str = "serve-run"
 
     @model_validator(mode="after")
-    def _one_loop(self) -> Self:
+    def _consistent(self) -> Self:
         if self.rate is not None and self.concurrency is not None:
             raise ValueError("rate (open loop) and concurrency (closed loop) exclude each other")
+        if self.clock == "processor" and self.threads > 1:
+            raise ValueError("clock 'processor' sees one thread only: set threads to 1")
         return self
 
     def make_scheduler(self) -> Scheduler:

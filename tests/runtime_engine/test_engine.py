@@ -1,0 +1,112 @@
+"""The engine generates what the plain model does, whatever the policy; and keeps the simulator's time."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from froude.core.errors import FroudeError  # noqa: E402
+from froude.models.architecture import Architecture  # noqa: E402
+from froude.runtime.engine.cache import BlockPool  # noqa: E402
+from froude.runtime.engine.calibration import FittedIterationTime  # noqa: E402
+from froude.runtime.engine.engine import Engine, Step  # noqa: E402
+from froude.runtime.models.llama import Llama, random_llama  # noqa: E402
+from froude.serving.policy import SCHEDULERS, Sequence  # noqa: E402
+from froude.serving.simulator import jump  # noqa: E402
+
+TINY = Architecture(name="tiny", layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, vocab=256)
+BLOCK_TOKENS = 4
+TIME = FittedIterationTime(3_000_000, 500_000, 150_000, 1_100, 300_000, 70_000, 107)
+_RANDOM = random.Random(0)
+REQUESTS = [
+    ([_RANDOM.randrange(256) for _ in range(_RANDOM.randint(1, 60))], _RANDOM.randint(1, 30)) for _ in range(16)
+]
+
+
+@cache
+def model() -> Llama:
+    torch.set_num_threads(1)
+    return random_llama(TINY, seed=1)
+
+
+@cache
+def expected() -> list[list[int]]:
+    """Greedy continuations by the whole model, without any cache."""
+    outputs = []
+    with torch.inference_mode():
+        for prompt, count in REQUESTS:
+            ids = list(prompt)
+            for _ in range(count):
+                ids.append(int(model()(torch.tensor([ids]))[0, -1].argmax()))
+            outputs.append(ids[len(prompt) :])
+    return outputs
+
+
+def sequences() -> list[Sequence]:
+    return [Sequence(i, i * 20_000_000, len(prompt), count) for i, (prompt, count) in enumerate(REQUESTS)]
+
+
+def serve(name: str, blocks: int) -> tuple[Engine, list[Sequence], list[Step], dict[int, int], dict[int, int]]:
+    """Serve all requests, time being what the iteration time says."""
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=32, max_seqs=6)
+    engine = Engine(model(), scheduler, BlockPool(TINY, blocks, BLOCK_TOKENS))
+    todo, steps = sequences(), []
+    first: dict[int, int] = {}
+    finish: dict[int, int] = {}
+    now, arrived = 0, 0
+    while True:
+        while arrived < len(todo) and todo[arrived].arrival_ps <= now:
+            engine.arrive(todo[arrived], REQUESTS[arrived][0])
+            arrived += 1
+        step = engine.step(now)
+        steps.append(step)
+        if step.idle:
+            if step.iteration.preempted:
+                continue
+            if arrived == len(todo):
+                return engine, todo, steps, first, finish
+            now = todo[arrived].arrival_ps
+            continue
+        now += TIME.segment(len(step.iteration.decoding), step.context_tokens, step.prompts)[0]
+        for sequence in step.emitted:
+            first.setdefault(sequence.id, now)
+        for sequence in step.finished:
+            finish[sequence.id] = now
+
+
+@pytest.mark.parametrize("blocks", [200, 30, 24])
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+def test_same_outputs_under_every_policy(name: str, blocks: int) -> None:
+    engine, todo, steps, _, _ = serve(name, blocks)
+    assert [engine.output(sequence) for sequence in todo] == expected()
+    assert engine.pool.free_blocks == blocks
+    preempted = sum(len(step.iteration.preempted) for step in steps)
+    if blocks == 24 and name != "orca":
+        assert preempted > 0, "the small cache was meant to force preemptions"
+    if blocks == 200 or name == "orca":
+        assert preempted == 0
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+def test_the_simulator_takes_the_same_decisions_at_the_same_times(name: str) -> None:
+    """To the bit: one policy, one iteration time, a real model here and jumps there."""
+    _, _, steps, first, finish = serve(name, 24)
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=32, max_seqs=6)
+    outcome = jump(sequences(), scheduler, TIME, 24, BLOCK_TOKENS)
+    assert outcome.first_ps == [first[i] for i in range(len(REQUESTS))]
+    assert outcome.finish_ps == [finish[i] for i in range(len(REQUESTS))]
+    assert sum(outcome.preemptions) == sum(len(step.iteration.preempted) for step in steps)
+    assert outcome.iterations == sum(not step.idle for step in steps)
+
+
+def test_requests_that_can_never_run_are_refused() -> None:
+    scheduler = SCHEDULERS.create("vllm-v1", max_batched_tokens=32, max_seqs=6)
+    engine = Engine(model(), scheduler, BlockPool(TINY, 4, BLOCK_TOKENS))
+    with pytest.raises(FroudeError, match="kv_blocks"):
+        engine.check(Sequence(0, 0, 20, 8))
+    with pytest.raises(FroudeError, match="positions"):
+        engine.check(Sequence(0, 0, TINY.max_positions, 1))

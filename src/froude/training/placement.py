@@ -129,7 +129,7 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float) -> Placement:
         "dp": batch.data_parallel,
         "pp": batch.pipeline_parallel,
     }
-    axes = {"heads": "tp", "kv_heads": "tp", "ffn": "tp", "vocab": "tp", "sequence": "cp"}
+    axes = {"heads": "tp", "kv_heads": "tp", "ffn": "tp", "expert_ffn": "tp", "vocab": "tp", "sequence": "cp"}
     if batch.sequence_parallel:
         axes["tokens"] = "tp"
     mixed = job.precision != "fp32"

@@ -24,6 +24,8 @@ _PUBLIC: dict[str, str] = {
     "compare": "froude.planning.compare",
     "fit": "froude.laws.fitting",
     "fit_file": "froude.laws.api",
+    "list_laws": "froude.laws.api",
+    "plan_budget": "froude.planning.budget",
     "predict": "froude.laws.api",
     "run_train": "froude.runtime.train.run",
     "check_run": "froude.runtime.train.compare",

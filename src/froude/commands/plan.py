@@ -60,3 +60,41 @@ def train(
     if out is not None:
         written = [*write_plan(found, out), write_plan_report(found, out, " ".join(["froude", *sys.argv[1:]]))]
     emit(found.json(), as_json=as_json, show=show, assumptions=found.assumptions, warnings=found.warnings)
+
+
+@group.command("budget")
+def budget(
+    flops: Annotated[float | None, typer.Option(help="FLOPs: of training, and of the inference to come.")] = None,
+    usd: Annotated[float | None, typer.Option(help="Dollars for training on --cluster.")] = None,
+    days: Annotated[float | None, typer.Option(help="Days of training on --cluster.")] = None,
+    target_loss: Annotated[float | None, typer.Option(help="The least budget that reaches this loss.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="h100-sxm:1024; adds days, dollars, the batch's knee.")] = None,
+    law: Annotated[str | None, typer.Option(help="A law (froude show laws), NAME/SET or a fitted file.")] = None,
+    inference_tokens: Annotated[float, typer.Option(help="Tokens to be served over the model's life.")] = 0.0,
+    unique_tokens: Annotated[float | None, typer.Option(help="Tokens at hand; more are repeated.")] = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Model size, tokens, epochs, batch, learning rate and loss that a budget of FLOPs, dollars or days buys."""
+    from froude.planning.budget import plan_budget
+    from froude.reports.budget import show_budget, write_budget
+
+    found = plan_budget(
+        flops=flops,
+        usd=usd,
+        days=days,
+        cluster=cluster,
+        law=law,
+        inference_tokens=inference_tokens,
+        unique_tokens=unique_tokens,
+        target_loss=target_loss,
+    )
+    if out is not None:
+        write_budget(found, out)
+    emit(
+        found.json(),
+        as_json=as_json,
+        show=lambda: show_budget(found),
+        assumptions=found.assumptions,
+        warnings=found.warnings,
+    )

@@ -136,8 +136,11 @@ class Law(ABC):
                 columns.append(symbol.inside(symbol.low * (symbol.high / symbol.low) ** share))
         return np.stack(columns, axis=-1)
 
-    def allocate(self, flops: float, coefficients: Values) -> dict[str, float]:
-        """Compute-optimal params and tokens for a training budget, where the law implies them."""
+    def allocate(self, flops: Any, coefficients: Values) -> dict[str, Any]:
+        """Compute-optimal ``params`` and ``tokens`` for a training budget, where the law's form gives them directly.
+
+        Laws of loss in params and tokens need not: `froude.laws.allocation` minimises them.
+        """
         raise FroudeError(f"law: {self.name!r} says nothing about how to divide a budget; {allocators_hint()}")
 
 

@@ -15,6 +15,8 @@ from froude.laws.fitted import FittedLaw
 from froude.laws.law import Law, pack
 
 DRAWS = 400
+UNSTATED = 0.03  # relative half-interval of exponents whose source states none; an estimate
+ASSUMED = f"no interval was published; {UNSTATED:.0%} on its exponents is assumed"
 PRIOR_SPREAD = 0.2  # relative; published exponents of one form differ by about this much between data sets
 NORMAL_WIDTH = {0.8: 1.2816, 0.9: 1.6449, 0.95: 1.9600, 0.99: 2.5758}
 
@@ -25,6 +27,7 @@ class Anchor(Spec):
     exponent: str
     input: str
     at: float
+    rising: bool = False  # the term is scale * input^exponent, not scale / input^exponent
 
 
 class CoefficientSet(Spec):
@@ -99,7 +102,11 @@ def _with_draws(law: Law, found: CoefficientSet) -> FittedLaw:
     for symbol in law.symbols:
         value = found.values[symbol.name]
         centre = float(symbol.inside(np.asarray(value)))
-        low, high = found.low.get(symbol.name, value), found.high.get(symbol.name, value)
+        unstated = UNSTATED if not found.low and symbol.unit == "1" and symbol.name not in found.anchors else 0.0
+        low, high = (
+            found.low.get(symbol.name, value * (1 - unstated)),
+            found.high.get(symbol.name, value * (1 + unstated)),
+        )
         sigma = float(symbol.inside(np.asarray(high)) - symbol.inside(np.asarray(low))) / (2.0 * width)
         anchored = symbol.name in found.anchors
         draws[symbol.name] = np.asarray(
@@ -116,13 +123,18 @@ def _with_draws(law: Law, found: CoefficientSet) -> FittedLaw:
         {name: found.ranges[name] for name in law.columns() if name in found.ranges},
         0,
         f"{found.source} ({found.data})",
-        (found.note,) if found.note else (),
+        tuple(
+            filter(
+                None, (found.note, "" if found.low else f"no interval published: {UNSTATED:.0%} on exponents assumed")
+            )
+        ),
     )
 
 
 def _anchored(values: Mapping[str, float], draws: Mapping[str, Floats], name: str, anchor: Anchor) -> Floats:
-    """The scale that keeps scale * at^-exponent at its published value for every draw of the exponent."""
-    return np.asarray(values[name] * anchor.at ** (draws[anchor.exponent] - values[anchor.exponent]))
+    """The scale that keeps the term at its published value at ``at``, for every draw of the exponent."""
+    change = draws[anchor.exponent] - values[anchor.exponent]
+    return np.asarray(values[name] * anchor.at ** (-change if anchor.rising else change))
 
 
 def _normal_quantiles() -> Floats:

@@ -50,9 +50,9 @@ class Hoffmann(Law):
         one = np.ones_like(n_term)
         return c["E"] + n_term + d_term, [one, n_power, d_power, -log_n * n_term, -log_d * d_term]
 
-    def allocate(self, flops: float, coefficients: Values) -> dict[str, float]:
+    def allocate(self, flops: Any, coefficients: Values) -> dict[str, Any]:
         """Where both terms' marginal gains per FLOP are equal (the paper's equation 4)."""
-        c = {key: float(np.asarray(value).reshape(-1)[0]) for key, value in coefficients.items()}
+        c = coefficients
         total = c["alpha"] + c["beta"]
         scale = (c["alpha"] * c["A"] / (c["beta"] * c["B"])) ** (1.0 / total)
         params = scale * (flops / FLOPS_PER_PARAM_TOKEN) ** (c["beta"] / total)

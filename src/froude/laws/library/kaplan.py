@@ -41,7 +41,7 @@ class Kaplan(Law):
         capacity = np.exp(c["alpha_N"] / c["alpha_D"] * (np.log(c["N_c"]) - np.log(inputs["params"])))
         return np.exp(c["alpha_D"] * np.log(capacity + c["D_c"] / inputs["tokens"]))
 
-    def allocate(self, flops: float, coefficients: Values) -> dict[str, float]:
+    def allocate(self, flops: Any, coefficients: Values) -> dict[str, Any]:
         """The paper's own frontier, from its fits of loss against steps at a critical batch."""
         params = N_AT_ONE_PFLOP_DAY * (flops / FLOPS_PER_PFLOP_DAY) ** N_EXPONENT
         return {"params": params, "tokens": flops / 6.0 / params}

@@ -45,9 +45,9 @@ class OverTraining(Law):
         by_params = c["a"] * np.exp(-c["x"] * np.log(inputs["params"]))
         return c["E"] + by_params + c["b"] * np.exp(-c["x"] * (np.log(inputs["tokens"]) + 0.5 * np.log(6.0)))
 
-    def allocate(self, flops: float, coefficients: Values) -> dict[str, float]:
+    def allocate(self, flops: Any, coefficients: Values) -> dict[str, Any]:
         """Marginal gains of N and D equal: a / N^x = b / (sqrt(6) D)^x, so D/N is the same at every budget."""
-        c = {key: float(np.asarray(value).reshape(-1)[0]) for key, value in coefficients.items()}
+        c = coefficients
         ratio = (c["b"] / c["a"]) ** (1.0 / c["x"]) / np.sqrt(6.0)
-        params = float(np.sqrt(flops / 6.0 / ratio))
+        params = np.sqrt(flops / 6.0 / ratio)
         return {"params": params, "tokens": ratio * params}

@@ -42,7 +42,7 @@ class Porian(Law):
         """Compute-optimal parameters."""
         return np.exp(np.log(coefficients["c"]) + coefficients["a"] * np.log(inputs["flops"]))
 
-    def allocate(self, flops: float, coefficients: Values) -> dict[str, float]:
+    def allocate(self, flops: Any, coefficients: Values) -> dict[str, Any]:
         """C = 6 N D."""
-        params = float(np.asarray(self.predict({"flops": flops}, coefficients)).reshape(-1)[0])
+        params = self.predict({"flops": flops}, coefficients)
         return {"params": params, "tokens": flops / 6.0 / params}

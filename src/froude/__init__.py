@@ -30,7 +30,6 @@ _PUBLIC: dict[str, str] = {
     "run_train": "froude.runtime.train.run",
     "check_run": "froude.runtime.train.compare",
     "measure_device": "froude.tank.device",
-    "measure_device": "froude.tank.device",
     "check_train": "froude.training.measured",
     "check_memory": "froude.training.measured",
     "check_oom": "froude.training.measured",

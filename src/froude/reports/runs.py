@@ -40,6 +40,28 @@ class StepBar:
         self.progress.update(self.task, completed=done, note=f"loss {row['loss']:.3f}  {seconds(row['step_s'])}/step")
 
 
+class FractionBar:
+    """A progress bar over a fraction; use as a context manager."""
+
+    def __init__(self, what: str, *, silent: bool) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self.progress: Progress = Progress(*columns, disable=silent)
+        self.task = self.progress.add_task(what, total=1.0)
+
+    def __enter__(self) -> FractionBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, done: float) -> None:
+        """So much is done."""
+        self.progress.update(self.task, completed=done)
+
+
 def print_train_run(run: TrainRun) -> None:
     """What was predicted and what happened."""
     measured_s = run.measured_step_s if run.measured_step_s is not None else float("nan")

@@ -1,0 +1,154 @@
+"""Measure this machine: what one of several processes that work at the same time gets out of it.
+
+All processes run the same kernel at the same time, each with its share of the cores, because that is how training runs
+use the machine: they compete for memory, caches and power. Kernels take turns in short windows and the median window
+counts, so that a disturbance of a second or two spoils none of them.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from froude.core.errors import InvalidValueError
+from froude.machines.device import Device
+from froude.runtime.launch import Rank, cores_per_rank, launch
+
+PROCESSES = 2
+ROUNDS = 3
+WINDOW_S = 0.04  # long enough to average over the scheduler's time slices
+BUSY = 0.9  # below this share of its processor time a process was not alone
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one process saw of one kernel in one round."""
+
+    name: str
+    size: int
+    rate: float
+    processor_share: float
+
+
+def measure_device(
+    *, processes: int = PROCESSES, name: str | None = None, on_progress: Callable[[float], None] | None = None
+) -> Device:
+    """Measure, and describe one process's share of this machine as a device.
+
+    ``measured`` holds "gemm_flops", "memory_bandwidth", "launch_s", "collective_latency_s", "collective_bandwidth",
+    "processor_share" (below one when other programs were running) and points ``kernel.dtype.direction@size`` of the
+    curves that `froude.timing.measured` reads: rates in FLOP/s for "matmul" (size: all three dimensions) and
+    "attention" (size: tokens of a sequence), in elements/s for the others, in bytes/s of the whole tensor for
+    collectives (size: bytes).
+
+    Args:
+        processes: how many work at the same time.
+        name: of the device; the processor's unless given.
+        on_progress: called with the fraction that is done.
+    """
+    if processes < 1:
+        raise InvalidValueError("processes", processes, "cannot be measured; the fewest are 1")
+    windows: dict[tuple[str, int], list[Window]] = {}
+
+    def hear(rank: int, message: tuple[Window, float]) -> None:
+        window, done = message
+        windows.setdefault((window.name, window.size), []).append(window)
+        if on_progress is not None and rank == 0:
+            on_progress(done)
+
+    launch(_measure, processes, on_event=hear)
+    rates = {key: statistics.median(w.rate for w in seen) for key, seen in windows.items()}
+    return _describe(rates, processes, name, statistics.median(w.processor_share for s in windows.values() for w in s))
+
+
+def _describe(rates: dict[tuple[str, int], float], processes: int, name: str | None, share: float) -> Device:
+    from froude.runtime.train.run import machine
+
+    facts = machine()
+    best = {
+        dtype: max(rate for (kernel, _), rate in rates.items() if kernel == f"matmul.{dtype}.forward")
+        for dtype in ("fp32", "bf16")
+    }
+    measured = {
+        "gemm_flops": best["fp32"],
+        "gemm_flops.bf16": best["bf16"],
+        "memory_bandwidth": rates.pop(("memory-copy", 0)),
+        "launch_s": 1.0 / rates.pop(("launch", 0)),
+        "processor_share": share,
+    }
+    links = {size: rate for (kernel, size), rate in rates.items() if kernel == "all-reduce"}
+    if links:
+        small, large = min(links), max(links)
+        measured["collective_latency_s"] = small / links[small] / 2.0  # an all-reduce of two ranks takes two steps
+        measured["collective_bandwidth"] = links[large]
+    measured |= {f"{kernel}@{size}": rate for (kernel, size), rate in rates.items()}
+    return Device(
+        name=name or _slug(facts["processor"]),
+        peak_flops=best,
+        memory_bytes=facts["memory_bytes"] / processes,
+        memory_bandwidth=measured["memory_bandwidth"],
+        multiprocessors=cores_per_rank(processes),
+        scaleup_bandwidth=measured.get("collective_bandwidth", 0.0),
+        scaleup_domain=processes,
+        devices_per_node=processes,
+        source=f"froude measure device, {processes} processes with {cores_per_rank(processes)} threads each",
+        confidence="measured",
+        measured={key: float(f"{value:.4g}") for key, value in measured.items()},
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "this-machine"
+
+
+def _measure(rank: Rank) -> None:
+    """What each process does: every kernel in turn, `ROUNDS` times over, in step with the others."""
+    from froude.tank.kernels import Kernel, empty_operator, kernels, memory_copy
+    from froude.tank.links import exchanges
+
+    copied = 2**24
+    with rank.process_group():
+        work: list[Kernel] = [
+            Kernel("launch", 0, 1.0, empty_operator),
+            Kernel("memory-copy", 0, 8.0 * copied, lambda: memory_copy(copied)),
+            *kernels(),
+        ]
+        if rank.count > 1:
+            work += exchanges(rank)
+        for turn in range(ROUNDS):
+            for index, kernel in enumerate(work):
+                window = _window(kernel, rank)
+                rank.report((window, (turn + (index + 1) / len(work)) / ROUNDS))
+
+
+def _window(kernel: Any, rank: Rank) -> Window:
+    import torch
+    import torch.distributed as dist
+
+    run = kernel.build()
+    once = min(_timed(run, 1)[0] for _ in range(2))
+    counts = torch.tensor([max(1.0, WINDOW_S / once)])
+    dist.all_reduce(counts, op=dist.ReduceOp.MIN)  # collectives need as many calls on every rank
+    count = int(counts.item())
+    dist.barrier()
+    elapsed, processor = _timed(run, count)
+    return Window(kernel.name, kernel.size, kernel.amount * count / elapsed, processor / elapsed / rank.threads)
+
+
+def _timed(run: Callable[[], Any], count: int) -> tuple[float, float]:
+    begun, processor = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        run()
+    return time.perf_counter() - begun, time.process_time() - processor
+
+
+def busy_warning(device: Device) -> Sequence[str]:
+    """A sentence when other programs took part of the machine during the measurement."""
+    share = device.measured.get("processor_share", 1.0)
+    if share >= BUSY:
+        return ()
+    return (f"other programs were running: each process got {100.0 * share:.0f}% of its cores, so rates are too low",)

@@ -127,6 +127,7 @@ class _Builder:
         self.forward_done: dict[tuple[int, int], int] = {}  # (virtual stage, micro-batch) -> task to wait for
         self.backward_done: dict[tuple[int, int], int] = {}
         self.reduces: dict[int, list[int]] = {}
+        self.after_flush: dict[int, list[tuple[str, Action]]] = {}  # reductions that wait for the pipeline to empty
         self.pieces: dict[tuple[str, int, bool], list[_Piece]] = {}
 
     def build(self, resident: Mapping[int, Array]) -> Program:
@@ -177,9 +178,14 @@ class _Builder:
             if index == 0:
                 links = self._waits(task, item, virtual)
             if reduces:
-                lane = Lane(stage, "reduce") if overlap_reduce else compute
                 action = Action("reduce-gradients", item.chunk, item.micro_batch, index)
-                reduce = self.program.add(lane, piece.reduce, action, [task])
+                if s.reduce_each == "step" and not overlap_reduce:
+                    # Reducing here would keep earlier stages waiting for their gradient.
+                    self.after_flush.setdefault(stage, []).append((piece.reduce, action))
+                    continue
+                reduce = self.program.add(
+                    Lane(stage, "reduce") if overlap_reduce else compute, piece.reduce, action, [task]
+                )
                 self.reduces.setdefault(stage, []).append(reduce)
         self._hand_over(stage, item, virtual, previous[-1])
         return links
@@ -208,6 +214,8 @@ class _Builder:
     def _finish_step(self, stage: int) -> None:
         composition = self.s.stage_composition(stage)
         compute = Lane(stage, "compute")
+        for cost, action in self.after_flush.get(stage, []):
+            self.reduces.setdefault(stage, []).append(self.program.add(compute, cost, action))
         key = self._cost("optimizer", composition)
         done = self.program.add(compute, key, Action("optimizer"), self.reduces.get(stage, []))
         if self.s.gather_each == "step" and not self.s.gradient_overlap:

@@ -17,7 +17,11 @@ from froude.core.registry import Source
 from froude.models.architecture import Architecture
 
 source = Source(
-    "Kwon et al.", 2023, "Efficient Memory Management for LLM Serving with PagedAttention", "arXiv:2309.06180"
+    "Kwon et al.",
+    2023,
+    "Efficient Memory Management for Large Language Model Serving with PagedAttention",
+    "arXiv:2309.06180",
+    catalogue=86,
 )
 
 _FEWEST_ROWS = 4  # matrix products of two or three rows take longer than of four (MKL, one thread): pad to that

@@ -21,6 +21,7 @@ class SarathiServe(Scheduler):
         2024,
         "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve",
         "arXiv:2403.02310",
+        catalogue=108,
     )
 
     def __init__(self, max_batched_tokens: int = 512, max_seqs: int = 128, watermark: float = 0.01) -> None:

@@ -16,7 +16,9 @@ class ShortestJob(VllmV1):
     """vLLM V1 with the waiting queue ordered by remaining output."""
 
     name = "shortest-job"
-    source = Source("Fu et al.", 2024, "Efficient LLM Scheduling by Learning to Rank", "arXiv:2408.15792")
+    source = Source(
+        "Fu et al.", 2024, "Efficient LLM Scheduling by Learning to Rank", "arXiv:2408.15792", catalogue=318
+    )
     clairvoyant = True
     first_come = False
 

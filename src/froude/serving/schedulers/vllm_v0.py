@@ -21,6 +21,7 @@ class VllmV0(Scheduler):
         2023,
         "Efficient Memory Management for Large Language Model Serving with PagedAttention",
         "arXiv:2309.06180",
+        catalogue=86,
     )
 
     def __init__(self, max_batched_tokens: int = 8192, max_seqs: int = 256, watermark: float = 0.01) -> None:

@@ -18,6 +18,7 @@ class GPipe(Schedule):
         2019,
         "GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism",
         "arXiv:1811.06965",
+        catalogue=335,
     )
 
     def order(self, stages: int, micro_batches: int, chunks: int) -> list[list[Pass]]:

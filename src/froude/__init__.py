@@ -21,6 +21,7 @@ _PUBLIC: dict[str, str] = {
     "list_devices": "froude.machines.device",
     "parse_cluster": "froude.machines.cluster",
     "parse_clusters": "froude.machines.cluster",
+    "simulate_run": "froude.planning.run",
     "compare": "froude.planning.compare",
     "fit": "froude.laws.fitting",
     "fit_file": "froude.laws.api",
@@ -37,6 +38,8 @@ _PUBLIC: dict[str, str] = {
     "check_requests": "froude.runtime.engine.api",
     "simulate_serve": "froude.serving.api",
     "load_trace": "froude.workloads.readers",
+    "check_claims": "froude.claims.runner",
+    "coverage": "froude.claims.coverage",
 }
 
 __all__ = ["__version__", *_PUBLIC]

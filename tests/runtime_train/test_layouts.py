@@ -15,7 +15,7 @@ from froude.models.catalogue import resolve
 from froude.program.controller import Controller, GradientObservation, SetBatch
 from froude.runtime.launch import Rank, launch
 from froude.runtime.train.run import program_of
-from froude.runtime.train.worker import TrainJob, train, with_batch
+from froude.runtime.train.worker import TrainJob, train
 from froude.training.plan import Job, Layout, TrainPlan
 
 CONFIG = {
@@ -185,4 +185,4 @@ def test_another_batch_is_another_plan(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     plan = make_job(tmp_path, {"data_parallel": 2}).plan
     assert plan.micro_batches == 2
-    assert with_batch(plan, 24).micro_batches == 6
+    assert plan.with_batch(24).micro_batches == 6

@@ -89,3 +89,16 @@ class TrainPlan(Spec):
     def micro_batches(self) -> int:
         """Micro-batches per step and data-parallel replica."""
         return self.job.global_batch_sequences // (self.layout.data_parallel * self.layout.micro_batch)
+
+    def whole_batch(self, sequences: int) -> int:
+        """The smallest global batch that the layout divides and that is no smaller than ``sequences``."""
+        layout = self.layout
+        unit = layout.data_parallel * layout.micro_batch
+        if layout.virtual_stages > 1:
+            unit *= layout.pipeline_parallel
+        return max(1, -(-sequences // unit)) * unit
+
+    def with_batch(self, sequences: int) -> TrainPlan:
+        """The same plan with another global batch."""
+        job = self.job.model_copy(update={"global_batch_tokens": sequences * self.job.seq_len})
+        return self.model_copy(update={"job": job, "predicted": {}})

@@ -20,7 +20,8 @@ from froude.program.program import Program
 from froude.program.trace import event, write_trace
 from froude.runtime.launch import cores_per_rank, launch
 from froude.runtime.models.llama import check_runnable
-from froude.runtime.train.worker import WARM_UP, BatchController, StepReport, TrainJob, train
+from froude.runtime.train.worker import WARM_UP, StepReport, TrainJob, train
+from froude.training.controller import BatchController
 from froude.training.plan import TrainPlan
 from froude.training.step import Scenario, StepPrediction, predict
 
@@ -191,6 +192,8 @@ class _Record:
             "tokens": report.sequences * self.plan.job.seq_len,
             "warm_up": int(report.step < WARM_UP),
         }
+        for index, r in enumerate(ordered):
+            row[f"processor_s_{index}"] = r.processor_s
         for index, r in enumerate(ordered):
             row[f"peak_bytes_{index}"] = r.peak_bytes if r.peak_bytes is not None else float("nan")
         for index, r in enumerate(ordered):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from froude.models.architecture import Architecture
-from froude.program.controller import Controller, GradientObservation, SetBatch
+from froude.program.controller import GradientObservation
 from froude.program.program import Program
 from froude.runtime.launch import Rank
 from froude.runtime.train.data import Data, open_data
@@ -20,12 +20,11 @@ from froude.runtime.train.memory import resident_set_bytes, watch
 from froude.runtime.train.mesh import Mesh, join
 from froude.runtime.train.stage import DTYPES, Chunk, shares
 from froude.runtime.train.state import AdamW, FlatState, ShardedState, State
+from froude.training.controller import BatchController
 from froude.training.plan import TrainPlan
 
 MEMORY_STEP = 1  # the step whose allocations are recorded: the optimizer's states exist, and it is not timed
 WARM_UP = 2  # steps before the ones that count
-
-BatchController = Controller[GradientObservation, SetBatch]
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,14 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step as one rank saw it."""
+    """One step as one rank saw it; ``processor_s`` is what its threads worked, all together."""
 
     step: int
     start_s: float
     end_s: float
     loss: float
     sequences: int
+    processor_s: float
     resident_set_bytes: int
     peak_bytes: int | None = None
     memory: dict[str, int] = field(default_factory=dict)
@@ -86,16 +86,10 @@ def train(rank: Rank, job: TrainJob) -> None:
             observed = _observe(step, plan, executor, outcome) if job.controller is not None else None
             rank.report(StepReport(**{**vars(report), "gradients": observed}))
             if job.controller is not None and observed is not None:
-                wanted = _whole_batch(plan, job.controller.observe(observed).sequences)
+                wanted = plan.whole_batch(job.controller.observe(observed).sequences)
                 if wanted != sequences:
-                    plan = with_batch(plan, wanted)
+                    plan = plan.with_batch(wanted)
                     steps = steps_of(job.programs(plan), mesh.stage)
-
-
-def with_batch(plan: TrainPlan, sequences: int) -> TrainPlan:
-    """The same plan with another global batch."""
-    job = plan.job.model_copy(update={"global_batch_tokens": sequences * plan.job.seq_len})
-    return plan.model_copy(update={"job": job})
 
 
 def _executor(job: TrainJob, mesh: Mesh) -> Executor:
@@ -126,7 +120,7 @@ def _one_step(
     step: int, executor: Executor, steps: list[Step], tokens: torch.Tensor, statistics: bool, sequences: int
 ) -> tuple[StepReport, Outcome]:
     dist.barrier()
-    begun = time.perf_counter()
+    begun, processor = time.perf_counter(), time.process_time()
     peak_bytes = None
     memory: dict[str, int] = {}
     if step == MEMORY_STEP:
@@ -139,9 +133,18 @@ def _one_step(
         memory["activations and temporaries"] = peak.bytes
     else:
         outcome = executor.run(steps, tokens, statistics=statistics)
-    ended = time.perf_counter()
+    ended, processor = time.perf_counter(), time.process_time() - processor
     report = StepReport(
-        step, begun, ended, outcome.loss, sequences, resident_set_bytes(), peak_bytes, memory, None, outcome.events
+        step,
+        begun,
+        ended,
+        outcome.loss,
+        sequences,
+        processor,
+        resident_set_bytes(),
+        peak_bytes,
+        memory,
+        events=outcome.events,
     )
     return report, outcome
 
@@ -159,11 +162,3 @@ def _observe(step: int, plan: TrainPlan, executor: Executor, outcome: Outcome) -
     each = plan.job.global_batch_sequences / count
     variance = each * max(0.0, passes - count * mean) / (count - 1) if count > 1 else float("nan")
     return GradientObservation(step + 1, plan.job.global_batch_sequences, mean, variance)
-
-
-def _whole_batch(plan: TrainPlan, sequences: int) -> int:
-    """The smallest batch that the layout divides and that is no smaller than asked for."""
-    unit = plan.layout.data_parallel * plan.layout.micro_batch
-    if plan.layout.virtual_stages > 1:
-        unit *= plan.layout.pipeline_parallel
-    return max(1, -(-sequences // unit)) * unit

@@ -1,0 +1,1 @@
+"""Published controllers of training, one file each."""

@@ -9,6 +9,7 @@ from froude.reports.tables import console, gib, print_table, seconds, si
 
 if TYPE_CHECKING:
     from froude.claims.claim import Published
+    from froude.claims.coverage import Coverage
     from froude.claims.runner import ClaimResult, ClaimsCheck
 
 _UNITS: Mapping[str, Callable[[float], str]] = {
@@ -87,3 +88,27 @@ def _held(result: ClaimResult) -> str:
         return "-"
     violated = [name for name, c in (("off", result.off), ("removed", result.removed)) if c and not c.held]
     return "held" if not violated else f"violated: {', '.join(violated)}"
+
+
+def print_coverage(found: Coverage, *, everything: bool) -> None:
+    """Counts, then the works: those with something to show, or ``everything`` that was asked for."""
+    total = sum(found.counts.values())
+    rows = [[status, str(n), str(found.also.get(status, "")) or ""] for status, n in found.counts.items()]
+    print_table(f"{total} published works", ["status", "works", "and also"], rows)
+    works = [work for work in found.works if everything or work.file]
+    if works:
+        print_table(
+            "",
+            ["idx", "work", "status", "command", "file"],
+            [
+                [
+                    str(work.idx),
+                    work.system,
+                    ", ".join((work.status, *work.also)),
+                    work.command or "",
+                    work.file or work.reason or "",
+                ]
+                for work in works
+            ],
+            left=5,
+        )

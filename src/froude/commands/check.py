@@ -100,3 +100,18 @@ def check_claims(
     result = check(name)
     assumptions = [f"{r.claim.name}: {text}" for r in result.results for text in r.claim.assumed]
     emit(result.json(), as_json=as_json, show=lambda: print_claims(result), assumptions=assumptions)
+
+
+@group.command("coverage")
+def check_coverage(
+    status: Annotated[
+        str | None, typer.Option(help="Only works that are executed, reproduced, fitted, modelled, not-yet or out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What is true of each of the catalogued published works: run, reproduced, fitted, modelled, not yet, out."""
+    from froude.claims.coverage import coverage
+    from froude.reports.claims import print_coverage
+
+    found = coverage(status)
+    emit(found.json(), as_json=as_json, show=lambda: print_coverage(found, everything=status is not None))

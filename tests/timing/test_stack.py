@@ -16,6 +16,7 @@ def test_every_mechanism_has_its_constants_and_every_constant_a_source() -> None
         assert stack.source
         for constant in (
             f"host.{stack.host}.kernel_s",
+            f"host.{stack.host}.collective_s",
             f"fusion.{stack.fusion}.traffic",
             f"exposed.tensor.{stack.tensor_overlap}",
             f"exposed.gradient.{stack.gradient_overlap}",
@@ -41,7 +42,8 @@ def test_generations_follow_the_canonical_name() -> None:
     assert constants.generation("h100-sxm") == "hopper"
     assert constants.generation("gb200") == "blackwell"
     assert constants.generation("rtx-pro-6000") == "blackwell"
-    assert constants.generation("tpu-v5p") == "other"
+    assert constants.generation("tpu-v5p") == "tpu"
+    assert constants.generation("trainium1") == "other"
 
 
 def test_a_calibration_replaces_values_and_says_so() -> None:

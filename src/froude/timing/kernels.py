@@ -95,6 +95,13 @@ class Rates:
             return 0.0  # the device is the host: `gap_s` has it
         return self.constants[f"host.{self.stack.host}.kernel_s"]
 
+    @property
+    def collective_launch_s(self) -> float:
+        """Host time of one collective, per doubling of its ranks."""
+        if self.own_machine:
+            return 0.0
+        return self.constants[f"host.{self.stack.host}.collective_s"]
+
 
 @lru_cache(maxsize=1)
 def _kernel_rates() -> dict[str, dict[str, float]]:

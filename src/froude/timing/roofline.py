@@ -19,6 +19,7 @@ from froude.timing.collectives import Links, collective_cost
 from froude.timing.constants import Constants, default_constants
 from froude.timing.cost import Collective, Cost, CostModel, Overlap
 from froude.timing.kernels import Rates, Work, work
+from froude.timing.measured import MeasuredKernels
 from froude.timing.stack import Stack, find_stack
 
 
@@ -47,8 +48,16 @@ class Roofline(CostModel):
         """What its links deliver."""
         return Links.of(self.cluster, self.constants)
 
+    @cached_property
+    def measured(self) -> MeasuredKernels:
+        """Curves measured on the very machine, where there are any."""
+        return MeasuredKernels.of(self.cluster.device)
+
     def operator(self, op: Operator) -> Cost:
-        """Smooth maximum of arithmetic and traffic, and the gap between kernels."""
+        """As measured on this machine; else a smooth maximum of arithmetic and traffic, and the gap between kernels."""
+        measured_s = self.measured.operator_s(op)
+        if measured_s is not None:
+            return Cost(measured_s, {"compute": 1.0}, "measured on this machine").times(op.count)
         need: Work = work(op, self.rates)
         busy_s = smooth_max(need.compute_s, need.memory_s, self.constants["gemm.smoothness"])
         seconds = np.where(busy_s > 0, busy_s + need.kernels * self.rates.gap_s, 0.0)
@@ -59,7 +68,11 @@ class Roofline(CostModel):
 
     def collective(self, collective: Collective) -> Cost:
         """The slower level's bandwidth and the latencies of both; overhead operators follow."""
-        cost = collective_cost(collective, self.links)
+        measured_s = self.measured.collective_s(collective)
+        if measured_s is not None:
+            cost = Cost(measured_s, {}, "measured on this machine")
+        else:
+            cost = collective_cost(collective, self.links)
         alone = np.less_equal(collective.group.ranks, 1)
         for op in collective.overhead:
             extra = self.operator(op)
@@ -68,14 +81,17 @@ class Roofline(CostModel):
 
     def host_s(self, work_items: Sequence[Operator | Collective]) -> Array:
         """Host time to start every kernel of ``work_items``."""
-        kernels: Array = 0.0
+        total: Array = 0.0
         for item in work_items:
             if isinstance(item, Collective):
-                started: Array = np.where(np.less_equal(item.group.ranks, 1), 0.0, 1.0 + len(item.overhead))
+                ranks = np.maximum(item.group.ranks, 1)
+                seconds: Array = self.rates.collective_launch_s * np.log2(ranks) + np.where(
+                    ranks > 1, self.launch_s(len(item.overhead)), 0.0
+                )
             else:
-                started = work(item, self.rates).kernels
-            kernels = kernels + started * item.count
-        return self.launch_s(kernels)
+                seconds = self.launch_s(work(item, self.rates).kernels)
+            total = total + seconds * item.count
+        return total
 
     def launch_s(self, kernels: Array) -> Array:
         """Host time to start ``kernels`` kernels."""

@@ -23,6 +23,7 @@ from froude.models.architecture import Architecture
 from froude.timing.stack import Stack, find_stack
 from froude.training.plan import Job, Layout
 from froude.training.step import Scenario
+from froude.training.technique import techniques
 
 COLUMNS = (
     "id", "source", "model", "device", "n_gpus", "layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq",
@@ -42,6 +43,7 @@ class Run:
     Attributes:
         id, source: of the row.
         architecture, job, layout, cluster, stack: what ran.
+        techniques: what the software does on top, where the layout allows it.
         assumed: names of the settings that the row leaves blank.
     """
 
@@ -52,12 +54,15 @@ class Run:
     layout: Layout
     cluster: Cluster
     stack: Stack
+    techniques: tuple[str, ...]
     assumed: tuple[str, ...]
 
     @property
     def scenario(self) -> Scenario:
         """What the layout is evaluated in."""
-        return Scenario(self.architecture, self.cluster, self.job, self.stack)
+        used = tuple(techniques.create(name) for name in self.techniques)
+        fitting = tuple(t for t in used if t.objection(self.architecture, self.cluster, self.job, self.layout) is None)
+        return Scenario(self.architecture, self.cluster, self.job, self.stack, fitting)
 
 
 @dataclass
@@ -142,6 +147,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         layout=layout,
         cluster=cluster,
         stack=stack,
+        techniques=tuple(row.defaults.get("techniques", ())),
         assumed=tuple(dict.fromkeys(row.assumed)),
     )
 

@@ -3,7 +3,8 @@
 The engine's iteration is affine in what it does: a fixed part (weights read, Python), so much more once the matrices
 meet more than one row, and so much per decoding sequence, per key it reads, per prompt, per prompt token and per
 query-key pair of prompts. The coefficients come out of a robust fit with none below zero, so that a stretch during
-which something else used the machine does not bend them.
+which something else used the machine does not bend them; all are then raised together until they account for the time
+that went by, because latencies and throughput are sums of iterations, whatever slowed those down.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from froude.core.errors import FroudeError
 from froude.serving.iteration import IterationTime, Prompts
 
 _FOREVER = 1 << 60
+_STALL = 2.0  # an iteration longer than this many times what was fitted was an accident, not the machine's pace
 _NOISE = 0.2  # logarithmic residuals beyond this count as disturbance: their pull no longer grows
 TERMS = ("base", "rows", "decoding", "key", "prompt", "prompt_token", "pair")
 
@@ -71,14 +73,14 @@ class Calibration:
         time: for the simulator.
         iterations: how many were measured.
         median_ape: median relative error over them.
-        slowdown: time measured over time fitted, summed; above 1 when disturbances were discounted.
+        disturbance: by how much the coefficients were raised after the robust fit.
         longest_sequence: most tokens of one sequence that an iteration held.
     """
 
     time: FittedIterationTime
     iterations: int
     median_ape: float
-    slowdown: float
+    disturbance: float
     longest_sequence: int
 
 
@@ -101,12 +103,14 @@ def fit_iteration_time(measured: Sequence[Measured]) -> Calibration:
     start = np.full(len(TERMS), 1.0 / len(TERMS))
     fit = least_squares(error, start, bounds=(0.0, np.inf), loss="soft_l1", f_scale=_NOISE)
     coefficients = fit.x / np.where(most > 0, most, 1.0)
-    predicted = terms @ coefficients
+    fitted = terms @ coefficients
+    disturbance = float(np.minimum(seconds, _STALL * fitted).sum() / fitted.sum())
+    coefficients, fitted = coefficients * disturbance, fitted * disturbance
     return Calibration(
         time=FittedIterationTime(*(round(c * 1e12) for c in coefficients)),
         iterations=len(measured),
-        median_ape=float(np.median(np.abs(predicted / seconds - 1.0))),
-        slowdown=float(seconds.sum() / predicted.sum()),
+        median_ape=float(np.median(np.abs(fitted / seconds - 1.0))),
+        disturbance=disturbance,
         longest_sequence=max(max(m.context // max(1, m.decoding), *map(sum, m.prompts), 0) for m in measured),
     )
 

@@ -59,7 +59,7 @@ def compositions(
     sizes = [1.0, 0.1, 0.5, 0.25, 0.05, 0.75, 0.02]
 
     def draw(level: float, most: int) -> int:
-        return max(1, min(most, round(most * level * rng.uniform(0.7, 1.3))))
+        return max(1, min(most, round(most * level * rng.uniform(0.2, 1.8))))  # sequences of a batch differ widely
 
     made = []
     for i in range(_LONGEST_LIST):

@@ -12,6 +12,20 @@ from froude.laws.fitting import fit, held_out_rows, objective_at
 from froude.laws.law import LAWS
 from froude.laws.library.hoffmann import Hoffmann
 
+# Decades of plausible inputs, where they are not those of parameters or tokens.
+DECADES = {
+    "learning_rate": (-4, -2),
+    "active_share": (-2, 0),
+    "share": (-2, 0),
+    "loss": (0, 0.5),
+    "experts": (0, 2.5),
+    "batch": (1, 4),
+    "batch_tokens": (5, 7),
+    "steps": (3, 5),
+    "examples": (2, 6),
+    "mix_1": (-2, -1),
+    "mix_2": (-2, -1),
+}
 TRUTH = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
 
 
@@ -42,7 +56,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         s.name: np.array([[s.low * (s.high / s.low) ** 0.4 if s.scale == "log" else (s.low + s.high) / 2]])
         for s in law.symbols
     }
-    inputs = {column: 10 ** rng.uniform(8, 10, 7) for column in law.columns()}
+    inputs = {column: 10 ** rng.uniform(*DECADES.get(column, (8, 10)), 7) for column in law.columns()}
     _, partials = law.gradient(inputs, values)
     for symbol, partial in zip(law.symbols, partials, strict=True):
         step = 1e-6 * max(abs(float(values[symbol.name][0, 0])), 1e-3)

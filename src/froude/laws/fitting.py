@@ -126,8 +126,11 @@ def fit(
         FroudeError: missing columns, unusable values, or too few rows.
     """
     began = time.perf_counter()
-    chosen = resolve(law, table)
+    kind = LAWS.get(law) if isinstance(law, str) else law
+    table, prepared = kind.prepare(table)
+    chosen = kind.for_table(table) if isinstance(kind, type) else kind
     data, assumptions = _rows(chosen, table, where)
+    assumptions = [prepared, *assumptions] if prepared else assumptions
     warnings: list[str] = []
     prior_mean, prior_weight = _priors(chosen, priors, warnings)
     held = int((prior_weight > 0).sum())
@@ -161,11 +164,6 @@ def fit(
         table=data,
         predicted=predicted,
     )
-
-
-def resolve(law: Law | str, table: Table) -> Law:
-    """A law from its name, sized for the table."""
-    return LAWS.get(law).for_table(table) if isinstance(law, str) else law
 
 
 def objective_at(law: Law, table: Table, coefficients: Mapping[str, float]) -> float:

@@ -103,6 +103,11 @@ class Law(ABC):
         """The law sized for a table; laws with one coefficient per domain look at its columns."""
         return cls()
 
+    @classmethod
+    def prepare(cls, table: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """The table the law is fitted to, where that is not the table of runs, and a sentence saying what was done."""
+        return table, ""
+
     def columns(self) -> tuple[str, ...]:
         """Input columns of this instance."""
         return self.inputs

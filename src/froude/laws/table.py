@@ -32,11 +32,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "loss": ("l", "final_loss", "val_loss", "eval_loss", "validation_loss", "loss_validation", "test_loss", "lossu"),
     "batch_tokens": ("batch_size_tokens", "global_batch_tokens"),
     "batch": ("batch_size", "batch_size_seqs", "bs"),
-    "steps": ("steps_to_goal", "steps_to_target", "num_steps"),
+    "steps": ("steps_to_goal", "steps_to_target", "num_steps", "ti"),
     "learning_rate": ("lr", "max_lr", "peak_lr"),
     "vocab_size": ("v", "vocab", "vocabulary"),
     "experts": ("e", "num_experts", "n_experts"),
-    "characters": ("num_characters",),
     "non_vocab_params": ("n_nv", "non_vocab_parameters"),
     "vocab_params": ("n_v",),
     "examples": ("fine_tuning_examples",),
@@ -74,11 +73,16 @@ def name_columns(raw: Mapping[str, Any], columns: Mapping[str, str], where: str 
         table[wanted] = raw[found]
     folded = {name.lower(): name for name in raw}
     for wanted, others in ALIASES.items():
-        for other in others:
+        for other in (wanted, *others):
             if wanted not in table and other in folded:
                 table[wanted] = raw[folded[other]]
     if "flops" not in table and {"params", "tokens"} <= table.keys() and _numeric(table["params"], table["tokens"]):
         table["flops"] = 6.0 * np.asarray(table["params"], float) * np.asarray(table["tokens"], float)
+    # Grids of batches give it in sequences, or imply it by tokens and steps.
+    if "batch_tokens" not in table and {"batch", "seq_len"} <= table.keys():
+        table["batch_tokens"] = np.asarray(table["batch"], float) * np.asarray(table["seq_len"], float)
+    if "batch_tokens" not in table and {"tokens", "steps"} <= table.keys():
+        table["batch_tokens"] = np.asarray(table["tokens"], float) / np.asarray(table["steps"], float)
     if "vocab_params" not in table and {"vocab_size", "embed_dim"} <= table.keys():
         table["vocab_params"] = np.asarray(table["vocab_size"], float) * np.asarray(table["embed_dim"], float)
     if "unique_tokens" not in table and {"tokens", "epochs"} <= table.keys():

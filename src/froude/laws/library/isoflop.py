@@ -28,6 +28,14 @@ class Isoflop(Porian):
         "arXiv:2203.15556, approaches 1 and 2",
     )
 
+    @classmethod
+    def prepare(cls, table: Table) -> tuple[Table, str]:
+        """Runs to the minima of their isoFLOP curves; a table without loss holds minima already."""
+        if "loss" not in table:
+            return table, ""
+        found = minima(table)
+        return found, f"{len(found['flops'])} minima of isoFLOP curves found among {len(table['loss'])} runs"
+
 
 def minima(table: Table) -> dict[str, Floats]:
     """The best size at each budget, from runs with columns flops, params and loss.

@@ -53,17 +53,23 @@ requests = st.lists(
 )
 
 
-def build(rows: list[tuple[int, int, int]], slack: int = 0) -> list[Sequence]:
+def build(rows, slack: int = 0) -> list[Sequence]:
     now, out = 0, []
-    for i, (gap, prompt, output) in enumerate(rows):
+    for i, (gap, prompt, output, *shared) in enumerate(rows):
         now += gap
-        out.append(Sequence(i, now, prompt, output, limit_tokens=output + slack))
+        out.append(Sequence(i, now, prompt, output, limit_tokens=output + slack, prefix=prefix_of(i, prompt, *shared)))
     return out
 
 
+def prefix_of(i: int, prompt: int, group: int = -1, depth: int = 0) -> tuple[int, ...]:
+    """Hashes of units of 4 tokens: the first ``depth`` are those of a group, the others the request's own."""
+    return tuple(1000 * (group if k < depth else 10 + i) + k for k in range(-(-prompt // 4)))
+
+
 def same(rows, scheduler, time, blocks, block_tokens, slack=0, **how):
-    stepped = step(build(rows, slack), scheduler, time, blocks, block_tokens, **how)
-    jumped = jump(build(rows, slack), scheduler, time, blocks, block_tokens, **how)
+    router = how.pop("router", None)
+    stepped = step(build(rows, slack), scheduler, time, blocks, block_tokens, router=router and router(), **how)
+    jumped = jump(build(rows, slack), scheduler, time, blocks, block_tokens, router=router and router(), **how)
     assert jumped.first_ps == stepped.first_ps
     assert jumped.finish_ps == stepped.finish_ps
     assert jumped.preemptions == stepped.preemptions
@@ -121,7 +127,49 @@ def test_closed_loops(name, rows, time, blocks, concurrency):
 )
 def test_several_replicas(name, rows, time, blocks, replicas, scheduler, max_seqs):
     chosen = SCHEDULERS.create(scheduler, max_batched_tokens=32, max_seqs=max_seqs)
-    same(rows, chosen, time, blocks, 4, replicas=replicas, router=ROUTERS.create(name))
+    same(rows, chosen, time, blocks, 4, replicas=replicas, router=ROUTERS.get(name))
+
+
+shared_requests = st.lists(
+    st.tuples(
+        st.one_of(st.just(0), st.integers(0, 60), st.integers(0, 3000)),
+        st.integers(1, 60),
+        st.integers(1, 40),
+        st.integers(0, 2),
+        st.integers(0, 15),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=shared_requests,
+    time=times,
+    blocks=st.integers(10, 120),
+    block_tokens=st.sampled_from([1, 2, 4]),
+    max_seqs=st.integers(1, 8),
+    budget=st.integers(0, 40),
+    replicas=st.integers(1, 3),
+    router=st.sampled_from(ROUTERS.names()),
+)
+def test_prefix_cache(name, rows, time, blocks, block_tokens, max_seqs, budget, replicas, router):
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=max_seqs + budget, max_seqs=max_seqs)
+    how = {"replicas": replicas, "router": ROUTERS.get(router), "prefix_unit_tokens": 4}
+    same(rows, scheduler, time, blocks, block_tokens, **how)
+
+
+def test_a_prefix_is_found_again_and_evicted_when_the_pool_is_short():
+    scheduler, time = SCHEDULERS.create("vllm-v1"), AffineIterationTime(10, 1, 0)
+    rows = [(0, 16, 2, 0, 4), (1000, 16, 2, 0, 4), (1000, 24, 2, 1, 6), (1000, 16, 2, 0, 4)]
+    roomy = same(rows, scheduler, time, 40, 4, prefix_unit_tokens=4)
+    assert (roomy.hit_tokens, roomy.asked_tokens) == (12 + 0 + 12, 72)  # the last token is always computed
+    assert roomy.first_ps[1] - 1000 < roomy.first_ps[0]
+    tight = same(rows, scheduler, time, 7, 4, prefix_unit_tokens=4)
+    assert tight.hit_tokens == 12  # the third request pushed the first prefix out
+    assert same(rows, scheduler, time, 7, 4).hit_tokens == 0
 
 
 class Clockwork(SCHEDULERS.get("vllm-v1")):

@@ -54,6 +54,7 @@ def serve(
     chunk_tokens: Annotated[int | None, typer.Option(help="Token budget of an iteration.")] = None,
     max_seqs: Annotated[int | None, typer.Option(help="Most sequences running at once.")] = None,
     gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of memory the engine takes.")] = None,
+    prefix_cache: Annotated[bool, typer.Option("--prefix-cache", help="Find prompts again (needs hashes).")] = False,
     technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a published technique on.")] = None,
     slo: Annotated[str | None, typer.Option(help="Targets in seconds: ttft=0.5,tpot=0.05.")] = None,
     stepping: Annotated[bool, typer.Option("--stepping", help="One iteration at a time: same figures, slow.")] = False,
@@ -87,6 +88,7 @@ def serve(
         chunk_tokens=chunk_tokens,
         max_seqs=max_seqs,
         gpu_memory_utilization=gpu_memory_utilization,
+        prefix_cache=prefix_cache,
         techniques=technique or (),
     )
     if out is not None:

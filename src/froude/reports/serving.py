@@ -49,6 +49,7 @@ def _load_rows(result: ServeResult) -> list[tuple[str, str]]:
             "cache peak",
             f"{percent(found['peak_kv_utilisation'])} of {si(found['kv_cache_tokens'], 'tokens')} a replica",
         ),
+        ("prefix hits", percent(found["prefix_hit_rate"]) if result.deployment.prefix_cache else "-"),
         ("engine busy", percent(found["busy_fraction"])),
         ("cost", "-" if price is None else f"{usd(price)} per million output tokens"),
         ("energy", "-" if energy is None else f"{energy:.3g} J per output token"),

@@ -42,6 +42,7 @@ class Deployment:
         scheduler, router: the policies.
         time: of one iteration of one replica.
         pool: cache of one replica.
+        prefix_cache: prompts stay in the pool and are found again.
     """
 
     arch: Architecture
@@ -53,6 +54,7 @@ class Deployment:
     router: str
     time: IterationTime
     pool: Pool
+    prefix_cache: bool = False
 
     @property
     def devices(self) -> int:
@@ -121,7 +123,7 @@ class ServeResult:
             "goodput_rps": float(found.meeting(self.slo).sum()) / duration_s,
             "slo": self.slo,
             "preemptions": sum(self.outcome.preemptions),
-            "prefix_hit_rate": 0.0,
+            "prefix_hit_rate": self.outcome.hit_tokens / max(1, self.outcome.asked_tokens),
             "peak_kv_utilisation": self.peak_kv_utilisation,
             "kv_cache_tokens": self.deployment.pool.tokens,
             "busy_fraction": self.outcome.busy_ps / PS / (duration_s * self.deployment.replicas),
@@ -154,6 +156,8 @@ class ServeResult:
         said = []
         if self.outcome.rejected:
             said.append(f"{self.outcome.rejected} request(s) can never fit the cache and were rejected")
+        if self.deployment.prefix_cache and self.trace.prefix_ids is None:
+            said.append("prefix cache: the trace has no prefix hashes, so nothing can be found again")
         if self.deployment.scheduler.clairvoyant:
             said.append(
                 f"scheduler {self.deployment.scheduler.name} knows output lengths beforehand, as no engine does"
@@ -179,6 +183,7 @@ def build_deployment(
     chunk_tokens: int | None = None,
     max_seqs: int | None = None,
     gpu_memory_utilization: float | None = None,
+    prefix_cache: bool = False,
     techniques: Iterable[str | ServingTechnique] = (),
 ) -> Deployment:
     """A deployment from names.
@@ -223,7 +228,7 @@ def build_deployment(
         pool = technique.rewrite_pool(pool, context)
         time = technique.rewrite_time(time, context)
     ROUTERS.get(router)
-    return Deployment(arch, machines, spec, tensor_parallel, replicas, scheduler, router, time, pool)
+    return Deployment(arch, machines, spec, tensor_parallel, replicas, scheduler, router, time, pool, prefix_cache)
 
 
 def make_load(
@@ -255,12 +260,12 @@ def make_load(
 def sequences_of(trace: Trace) -> list[Sequence]:
     """The trace's requests as an engine takes them; arrivals become integer picoseconds here, once."""
     arrivals = np.rint(trace.arrival_s * PS).astype(np.int64).tolist()
-    return [
-        Sequence(i, arrival, prompt, output)
-        for i, (arrival, prompt, output) in enumerate(
-            zip(arrivals, trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True)
-        )
-    ]
+    columns = zip(arrivals, trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True)
+    sequences = [Sequence(i, arrival, prompt, output) for i, (arrival, prompt, output) in enumerate(columns)]
+    if trace.prefix_ids is not None:
+        for sequence, ids in zip(sequences, trace.prefix_ids, strict=True):
+            sequence.prefix = ids if len(set(ids)) == len(ids) else tuple(dict.fromkeys(ids))
+    return sequences
 
 
 def simulate_serve(
@@ -309,7 +314,13 @@ def run_deployment(
         raise InvalidValueError("concurrency", concurrency, "works with one replica; give a rate for several")
     sequences = sequences_of(load)
     router = ROUTERS.create(built.router) if built.replicas > 1 else None
-    how: dict[str, Any] = {"replicas": built.replicas, "router": router, "concurrency": concurrency}
+    units = load.prefix_block_tokens if built.prefix_cache and load.prefix_ids is not None else None
+    how: dict[str, Any] = {
+        "replicas": built.replicas,
+        "router": router,
+        "concurrency": concurrency,
+        "prefix_unit_tokens": units,
+    }
     start = clock.perf_counter()
     pool = built.pool
     if stepping:

@@ -41,6 +41,7 @@ class Outcome:
         rejected: requests that could never fit the cache.
         iterations, busy_ps: iterations run, and the time they took.
         peak_blocks: most cache blocks held at once.
+        hit_tokens, asked_tokens: prompt tokens found in the prefix cache, and prompt tokens of all admissions.
         segments: what was run when, if recorded.
     """
 
@@ -52,6 +53,8 @@ class Outcome:
     iterations: int = 0
     busy_ps: int = 0
     peak_blocks: int = 0
+    hit_tokens: int = 0
+    asked_tokens: int = 0
     segments: list[Segment] = field(default_factory=list)
 
     def __post_init__(self) -> None:

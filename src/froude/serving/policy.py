@@ -37,6 +37,7 @@ class Sequence:
         blocks: cache blocks held.
         priority: smaller is served first, by schedulers that look at it.
         prefix: hashes of its prompt's blocks, when the trace has them.
+        units: those of them that it holds in the prefix cache while it runs.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class Sequence:
         "prefix",
         "priority",
         "prompt_tokens",
+        "units",
     )
 
     def __init__(
@@ -72,6 +74,7 @@ class Sequence:
         self.blocks = 0
         self.priority = priority
         self.prefix = prefix
+        self.units: list[int] = []
 
     @property
     def remaining_tokens(self) -> int:
@@ -145,9 +148,9 @@ Prefill = list[tuple[Sequence, int]] | tuple[tuple[Sequence, int], ...]
 """Sequences, and the prompt tokens each computes in an iteration."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
-    """What the next iteration does, and how long that stands.
+    """What the next iteration does, and how long that stands. Nobody changes one once it is made.
 
     Attributes:
         prefill: sequences with the number of prompt tokens each computes; those popped from `View.waiting` are thereby
@@ -161,6 +164,8 @@ class Decision:
             and when blocks run out.
         on_arrival: ends also when a request has arrived.
         on_completion: ends also when a sequence has finished.
+        on_eviction: ends also when, with a prefix cache and someone waiting, cached content was evicted: a head that
+            is blocked for want of cache may need less, not having to keep what was found for it.
         until_ps: ends at the first iteration boundary at or after this time.
     """
 
@@ -170,6 +175,7 @@ class Decision:
     iterations: int = 1
     on_arrival: bool = True
     on_completion: bool = True
+    on_eviction: bool = True
     until_ps: int | None = None
 
 

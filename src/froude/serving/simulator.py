@@ -8,6 +8,7 @@ blocks to come follow from a histogram of contexts modulo the block size.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Generator, Iterable
 from heapq import heappop, heappush
@@ -17,6 +18,7 @@ from froude.core.errors import FroudeError
 from froude.serving.iteration import IterationTime
 from froude.serving.outcome import NO_TIME, Outcome, Segment, admissible
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
+from froude.serving.prefix_cache import PrefixCache, count_hits, make_caches
 from froude.serving.router import Router
 
 _ID_BITS = 24
@@ -26,10 +28,10 @@ _ID_MASK = (1 << _ID_BITS) - 1
 class FirstComeQueue:
     """Arrivals in order behind preempted sequences: an index into the trace and a stack."""
 
-    __slots__ = ("arrivals", "arrived", "front", "head")
+    __slots__ = ("arrivals", "arrived", "engine", "front", "head")
 
-    def __init__(self, arrivals: list[Sequence]) -> None:
-        self.arrivals = arrivals
+    def __init__(self, arrivals: list[Sequence], engine: Jumper) -> None:
+        self.arrivals, self.engine = arrivals, engine
         self.front: list[Sequence] = []
         self.head = 0
         self.arrived = 0
@@ -42,10 +44,15 @@ class FirstComeQueue:
 
     def peek(self) -> Sequence:
         """The next one."""
-        return self.front[-1] if self.front else self.arrivals[self.head]
+        sequence = self.front[-1] if self.front else self.arrivals[self.head]
+        if self.engine.cache is not None:
+            self.engine.cache.match(sequence)
+        return sequence
 
     def pop(self) -> Sequence:
-        """Take the next one out."""
+        """Take the next one out; it holds its part of the prefix cache from now on."""
+        if self.engine.cache is not None:
+            self.engine.free_blocks -= self.engine.cache.acquire(self.peek())
         if self.front:
             return self.front.pop()
         self.head += 1
@@ -63,8 +70,8 @@ class FirstComeQueue:
 class KeyedQueue:
     """Sequences by the scheduler's key, then id."""
 
-    def __init__(self, arrivals: list[Sequence], scheduler: Scheduler) -> None:
-        self.arrivals, self.scheduler = arrivals, scheduler
+    def __init__(self, arrivals: list[Sequence], engine: Jumper) -> None:
+        self.arrivals, self.engine, self.scheduler = arrivals, engine, engine.scheduler
         self.heap: list[tuple[Any, int, Sequence]] = []
         self.arrived = 0
 
@@ -76,10 +83,15 @@ class KeyedQueue:
 
     def peek(self) -> Sequence:
         """The next one."""
-        return self.heap[0][2]
+        sequence = self.heap[0][2]
+        if self.engine.cache is not None:
+            self.engine.cache.match(sequence)
+        return sequence
 
     def pop(self) -> Sequence:
-        """Take the next one out."""
+        """Take the next one out; it holds its part of the prefix cache from now on."""
+        if self.engine.cache is not None:
+            self.engine.free_blocks -= self.engine.cache.acquire(self.peek())
         return heappop(self.heap)[2]
 
     def arrive(self, until: int) -> None:
@@ -113,14 +125,16 @@ class Jumper(View):
         arrivals: list[Sequence],
         shared: tuple[list[int], list[int]],
         replica: int = 0,
+        cache: PrefixCache | None = None,
     ) -> None:
+        self.cache = cache
         self.trace, self.outcome, self.scheduler, self.time = trace, outcome, scheduler, time
         self.total_blocks = self.free_blocks = self.least_free = total_blocks
         self.block_tokens = block_tokens
         self.arrivals = arrivals
         self.replica = replica
         keyed = bool(trace) and scheduler.key(trace[0]) is not None
-        self.queue = KeyedQueue(arrivals, scheduler) if keyed else FirstComeQueue(arrivals)
+        self.queue = KeyedQueue(arrivals, self) if keyed else FirstComeQueue(arrivals, self)
         self.waiting = self.queue
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
         self.horizon = NO_TIME
@@ -217,7 +231,7 @@ class Jumper(View):
         self.growers += change
 
     def _release(self, sequence: Sequence) -> None:
-        self.free_blocks += sequence.blocks
+        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
         sequence.blocks = 0
         self.place[sequence.id] = -1
 
@@ -243,14 +257,14 @@ class Jumper(View):
             blocks += self.blocks_needed(sequence, tokens * iterations)
         return blocks
 
-    def _affordable(self, iterations: int, prefill: Prefill, rows: int) -> int:
-        """The most iterations, of at most so many, that the free blocks allow; they do not allow all."""
+    def _affordable(self, iterations: int, prefill: Prefill, rows: int, blocks: int) -> int:
+        """The most iterations, of at most so many, that take no more than ``blocks``; all of them take more."""
         low, high = 0, iterations
         if rows and self.growers:
-            high = min(high, (self.free_blocks // self.growers + 1) * self.block_tokens + 1)
+            high = min(high, (blocks // self.growers + 1) * self.block_tokens + 1)
         while high - low > 1:
             middle = (low + high) // 2
-            if self._blocks_for(middle, prefill, rows) <= self.free_blocks:
+            if self._blocks_for(middle, prefill, rows) <= blocks:
                 low = middle
             else:
                 high = middle
@@ -284,6 +298,7 @@ class Jumper(View):
         schedule, segment = self.scheduler.schedule, self.time.segment
         size, growing, completions, finish_at = self.block_tokens, self.growing, self.completions, self.finish_at
         trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
+        cache = self.cache
         now = 0
         next_arrival = self._next_arrival()
         while True:
@@ -351,15 +366,27 @@ class Jumper(View):
                         count = steps
                 if cut != NO_TIME and count > 1:
                     count = _iterations_until(cut - now, first, slope, count)
-                blocks = self._blocks_for(count, prefill, rows)
+                if prefill or not rows:
+                    blocks = self._blocks_for(count, prefill, rows)
+                else:  # the same for decoding alone, in line: it is most of what happens
+                    rounds, rest = divmod(count, size)
+                    at = (1 - self.counter - rest) % size
+                    blocks = self.growers * rounds + sum(growing[at : at + rest])
                 if blocks > self.free_blocks:
-                    count = self._affordable(count, prefill, rows)
+                    count = self._affordable(count, prefill, rows, self.free_blocks)
                     if not count:
                         if asked:
                             raise self._overdrawn(blocks)
                         break
                     blocks = self._blocks_for(count, prefill, rows)
                 asked = False
+                if cache is not None and blocks > cache.empty:
+                    if decision.on_eviction and queue:
+                        count = min(count, self._affordable(count, prefill, rows, cache.empty) + 1)
+                        left = count  # the first eviction ends it
+                    if any(cache.idles(s, tokens * count) for s, tokens in prefill):
+                        count = 1  # whether a unit is evicted before it is computed again depends on the iteration
+                    blocks = self._blocks_for(count, prefill, rows)
                 took = first * count + slope * (count * (count - 1) // 2)
                 while now + took > self.horizon:
                     yield now + took
@@ -379,6 +406,8 @@ class Jumper(View):
                 self.busy_ps += took
                 self.iterations += count
                 self.free_blocks -= blocks
+                if cache is not None:
+                    cache.take(blocks)
                 if self.free_blocks < self.least_free:
                     self.least_free = self.free_blocks
                 lapsed = left == 0 or now >= cut
@@ -389,6 +418,8 @@ class Jumper(View):
                 for sequence, tokens in prefill:
                     sequence.blocks += self.blocks_needed(sequence, tokens * count)
                     sequence.computed_tokens += tokens * count
+                    if cache is not None:
+                        cache.computed(sequence, sequence.computed_tokens - tokens * count)
                     remaining = sequence.remaining_tokens
                     if remaining >= tokens:
                         continue
@@ -461,6 +492,7 @@ def jump(
     replicas: int = 1,
     router: Router | None = None,
     concurrency: int | None = None,
+    prefix_unit_tokens: int | None = None,
     record: bool = False,
 ) -> Outcome:
     """Simulate by jumping.
@@ -473,25 +505,34 @@ def jump(
         replicas, router: how many engines, and who chooses among them.
         concurrency: a closed loop of so many clients, each sending its next request when the last is done; arrival
             times are ignored. One replica only.
+        prefix_unit_tokens: keep prefixes; tokens that one hash of `Sequence.prefix` stands for.
         record: keep a `Segment` per jump.
     """
     trace = list(sequences)
     outcome = Outcome(len(trace))
     arrivals = admissible(trace, outcome, scheduler, total_blocks, block_tokens, concurrency)
     shared = ([0] * len(trace), [-1] * len(trace))
-    first = list(arrivals) if replicas == 1 else []
-    engines = [
-        Jumper(trace, outcome, scheduler, time, total_blocks, block_tokens, first if replicas == 1 else [], shared, i)
-        for i in range(replicas)
-    ]
-    if replicas == 1:
-        engines[0].released = len(trace) if concurrency is None else concurrency
-        for _ in engines[0].play(record):
-            pass
-    else:
-        if router is None:
-            raise LookupError("several replicas need a router")
-        route_all(arrivals, engines, router, record)
+    caches = make_caches(replicas, total_blocks, block_tokens, prefix_unit_tokens)
+    engines = []
+    for index, cache in enumerate(caches):
+        known = arrivals if replicas == 1 else []
+        size = (total_blocks, block_tokens)
+        engines.append(Jumper(trace, outcome, scheduler, time, *size, known, shared, index, cache))
+    collecting = gc.isenabled()
+    gc.disable()  # nothing made here is cyclic, and the collector would walk every request again and again
+    try:
+        if replicas == 1:
+            engines[0].released = len(trace) if concurrency is None else concurrency
+            for _ in engines[0].play(record):
+                pass
+        else:
+            if router is None:
+                raise LookupError("several replicas need a router")
+            route_all(arrivals, engines, router, record)
+    finally:
+        if collecting:
+            gc.enable()
+    count_hits(outcome, caches)
     outcome.iterations = sum(e.iterations for e in engines)
     outcome.busy_ps = sum(e.busy_ps for e in engines)
     outcome.peak_blocks = max(total_blocks - e.least_free for e in engines)

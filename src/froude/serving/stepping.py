@@ -14,6 +14,7 @@ from froude.core.errors import FroudeError
 from froude.serving.iteration import IterationTime
 from froude.serving.outcome import NO_TIME, Outcome, admissible
 from froude.serving.policy import Scheduler, Sequence, View
+from froude.serving.prefix_cache import PrefixCache, count_hits, make_caches
 from froude.serving.router import Router
 
 
@@ -29,8 +30,8 @@ class Iteration:
 class Queue:
     """Sequences waiting, in the scheduler's order."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
+    def __init__(self, engine: Stepper) -> None:
+        self.engine, self.scheduler = engine, engine.scheduler
         self.items: list[Sequence] = []
 
     def __len__(self) -> int:
@@ -41,10 +42,15 @@ class Queue:
 
     def peek(self) -> Sequence:
         """The next one."""
+        if self.engine.cache is not None:
+            self.engine.cache.match(self.items[0])
         return self.items[0]
 
     def pop(self) -> Sequence:
-        """Take the next one out."""
+        """Take the next one out; it holds its part of the prefix cache from now on."""
+        sequence = self.peek()
+        if self.engine.cache is not None:
+            self.engine.free_blocks -= self.engine.cache.acquire(sequence)
         return self.items.pop(0)
 
     def put(self, sequence: Sequence, front: bool) -> None:
@@ -65,11 +71,14 @@ class Queue:
 class Stepper(View):
     """The state of one engine, advanced one iteration at a time."""
 
-    def __init__(self, scheduler: Scheduler, total_blocks: int, block_tokens: int = 16) -> None:
+    def __init__(
+        self, scheduler: Scheduler, total_blocks: int, block_tokens: int = 16, cache: PrefixCache | None = None
+    ) -> None:
         self.scheduler = scheduler
+        self.cache = cache
         self.total_blocks = self.free_blocks = total_blocks
         self.block_tokens = block_tokens
-        self.waiting = self.queue = Queue(scheduler)
+        self.waiting = self.queue = Queue(self)
         self.active: list[Sequence] = []  # running, in order of admission
         self.prefilling: list[Sequence] = []
         self.now_ps = 0
@@ -142,10 +151,12 @@ class Stepper(View):
         emitted = []
         for sequence, tokens, _ in iteration.prompts:
             sequence.computed_tokens += tokens
+            if self.cache is not None:
+                self.cache.computed(sequence, sequence.computed_tokens - tokens)
             if sequence.remaining_tokens == 0:
                 self.prefilling.remove(sequence)
                 emitted.append(sequence)
-        for sequence in iteration.decoding:
+        for sequence in sorted(iteration.decoding, key=lambda s: s.id):  # the order in which they leave
             sequence.computed_tokens += 1
             emitted.append(sequence)
         done = []
@@ -165,9 +176,11 @@ class Stepper(View):
             )
         sequence.blocks += blocks
         self.free_blocks -= blocks
+        if self.cache is not None:
+            self.cache.take(blocks)
 
     def _release(self, sequence: Sequence) -> None:
-        self.free_blocks += sequence.blocks
+        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
         sequence.blocks = 0
 
     def _preempt(self, sequence: Sequence, iteration: Iteration) -> None:
@@ -190,12 +203,14 @@ def step(
     replicas: int = 1,
     router: Router | None = None,
     concurrency: int | None = None,
+    prefix_unit_tokens: int | None = None,
 ) -> Outcome:
     """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
     trace = list(sequences)
     outcome = Outcome(len(trace))
     arrivals = admissible(trace, outcome, scheduler, total_blocks, block_tokens, concurrency)
-    engines = [_Replica(Stepper(scheduler, total_blocks, block_tokens), time, outcome) for _ in range(replicas)]
+    caches = make_caches(replicas, total_blocks, block_tokens, prefix_unit_tokens)
+    engines = [_Replica(Stepper(scheduler, total_blocks, block_tokens, cache), time, outcome) for cache in caches]
     released = len(arrivals) if concurrency is None else concurrency
     arrived = 0
     while True:
@@ -222,6 +237,7 @@ def step(
         if engine.stepper.waiting:
             waiting = len(engine.stepper.waiting)
             raise FroudeError(f"scheduler {scheduler.name}: left {waiting} sequences waiting on an idle engine")
+    count_hits(outcome, caches)
     return outcome
 
 

@@ -40,7 +40,8 @@ class VllmV1(Scheduler):
             budget -= tokens
             prefill.append((sequence, tokens))
         room = self.max_seqs - view.decoding - len(view.prefilling)
-        free -= self.watermark_blocks(view.total_blocks)
+        if self.watermark:
+            free -= self.watermark_blocks(view.total_blocks)
         waiting = view.waiting
         blocked = False  # for want of cache
         while budget > 0 and room > 0 and waiting:

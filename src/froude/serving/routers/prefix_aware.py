@@ -1,0 +1,59 @@
+"""Prefix-aware routing: a request goes where most of its prompt was sent before, if that is at least half of it.
+
+The router remembers which prompt blocks it sent where and does not ask replicas what they evicted; when loads differ
+too much, or little is shared, the least loaded replica takes the request.
+Source: Zheng et al. (2023), SGLang: Efficient Execution of Structured Language Model Programs, arXiv:2312.07104; the
+cache-aware policy of SGLang's router (``cache_threshold``, ``balance_abs_threshold``, ``balance_rel_threshold``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+from froude.core.registry import Source
+from froude.serving.policy import Sequence
+from froude.serving.router import Replica, Router
+
+
+class PrefixAware(Router):
+    """Longest remembered prefix first, within bounds on imbalance.
+
+    Args:
+        threshold: share of the prompt's blocks that must be remembered to follow them.
+        margin, factor: the cluster counts as unbalanced when the busiest replica has more than ``margin`` requests
+            more than the least busy one, and more than ``factor`` times as many.
+    """
+
+    name = "prefix-aware"
+    source = Source(
+        "Zheng et al.",
+        2023,
+        "SGLang: Efficient Execution of Structured Language Model Programs",
+        "arXiv:2312.07104",
+    )
+
+    def __init__(self, threshold: float = 0.5, margin: int = 32, factor: float = 1.1) -> None:
+        self.threshold, self.margin, self.factor = threshold, margin, factor
+        self._where: dict[int, int] = {}  # block hash -> bit mask of replicas that were sent it
+
+    def route(self, sequence: Sequence, replicas: Items[Replica]) -> int:
+        """The least loaded of those that share the longest prefix with the request."""
+        loads = [replica.outstanding for replica in replicas]
+        least, most = min(loads), max(loads)
+        chosen = loads.index(least)
+        where = self._where
+        if most - least <= self.margin or most <= self.factor * least:
+            candidates, shared = 0, 0
+            for unit in sequence.prefix:
+                also = where.get(unit, 0) & candidates if shared else where.get(unit, 0)
+                if not also:
+                    break
+                candidates = also
+                shared += 1
+            if shared > self.threshold * len(sequence.prefix):
+                able = (i for i in range(len(loads)) if candidates >> i & 1)
+                chosen = min(able, key=lambda i: (loads[i], i))
+        here = 1 << chosen
+        for unit in sequence.prefix:
+            where[unit] = where.get(unit, 0) | here
+        return chosen

@@ -7,11 +7,14 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from froude.claims.arm import Arm, find_metric
+from froude.claims.arm import arm_type, find_metric
 from froude.claims.claim import Claim, Published, claim_names, load_claim, merge
 from froude.claims.runner import HOLDS_WITHIN, check_claims, run_claim
+from froude.claims.serving import Lengths, ServingArm
+from froude.claims.training import TrainingArm
 from froude.core.errors import FroudeError, UnknownNameError
 
 
@@ -47,15 +50,27 @@ def small(**changes: object) -> Claim:
 @pytest.mark.parametrize("name", claim_names())
 def test_every_registered_claim_can_be_expressed(name: str) -> None:
     claim = load_claim(name)
-    find_metric(claim.metric)
+    find_metric(claim.room, claim.metric)
+    arm = arm_type(claim.room)
     pairs = [claim.arms(point) for point in claim.points]
     pairs += [claim.arms(claim.point(control.point), control) for control in (claim.off, claim.removed)]
-    for settings in (arm for pair in pairs for arm in pair):
-        arm = Arm.parse(settings, where=name)
-        assert arm.scenario().objection(arm.layout) is None
-    same = claim.arms(claim.point(claim.off.point), claim.off)
-    scenarios = [Arm.parse(settings).scenario() for settings in same]
-    assert scenarios[0] == scenarios[1], "with the technique off both arms must be one and the same"
+    for settings in (one for pair in pairs for one in pair):
+        described = arm.parse(settings, where=name)
+        if isinstance(described, TrainingArm):
+            assert described.scenario().objection(described.layout) is None
+        elif isinstance(described, ServingArm):
+            assert described.deployment().pool.blocks > 0
+
+
+def test_lengths_follow_their_quantiles() -> None:
+    lengths = Lengths.parse(
+        {"prompt": {"median": 1000, "p90": 3000}, "output": {"median": 100, "p90": 200}, "total_at_most": 100_000}
+    )
+    trace = lengths.trace(20_000, seed=1)
+    assert np.median(trace.input_tokens) == pytest.approx(1000, rel=0.05)
+    assert np.percentile(trace.input_tokens, 90) == pytest.approx(3000, rel=0.05)
+    short = lengths.model_copy(update={"total_at_most": 1500}).trace(2_000, seed=1)
+    assert (short.input_tokens + short.output_tokens).max() <= 1500
 
 
 def test_interleaving_emerges_with_its_controls() -> None:

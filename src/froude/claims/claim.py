@@ -19,6 +19,7 @@ from froude.core.registry import Source
 from froude.core.spec import Spec
 
 ClaimClass = Literal["performance", "arithmetic", "quality", "real run", "underspecified"]
+Room = Literal["training", "serving"]
 Settings = dict[str, Any]
 """Part of an arm's description, laid over the rest: nested mappings are merged, anything else is replaced."""
 
@@ -99,11 +100,12 @@ class Claim(Spec):
         name: the file's name.
         title: what is claimed, in a line.
         kind: how it can be checked.
+        room: where its arms run.
         source: the paper.
         where: table, figure or script that holds settings and figures.
         confidence: how well the settings are known ("paper text seen", "firm memory").
         assumed: what the paper leaves open and this file fills in.
-        metric: what is compared (see `froude.claims.arm.METRICS`).
+        metric: what is compared (``METRICS`` of the room's module beside this one).
         scenario: what both arms share; ``baseline`` and ``technique`` are laid over it, then each point's settings.
         trend: how the gain moves from point to point, where the paper says so.
         off: the technique switched off: the gain is then exactly 1.
@@ -113,6 +115,7 @@ class Claim(Spec):
     name: str
     title: str
     kind: ClaimClass = Field(alias="class")
+    room: Room = "training"
     source: Source
     where: str
     confidence: Literal["paper text seen", "firm memory"]

@@ -143,13 +143,13 @@ Measure = Callable[[Settings, str], float]
 
 def _remembering(claim: Claim) -> Measure:
     """`measure` that predicts arms shared by several points once."""
-    metric = find_metric(claim.metric)
+    metric = find_metric(claim.room, claim.metric)
     known: dict[str, float] = {}
 
     def value(settings: Settings, where: str) -> float:
         key = json.dumps(settings, sort_keys=True)
         if key not in known:
-            known[key] = measure(settings, metric, where)
+            known[key] = measure(claim.room, settings, metric, where)
         return known[key]
 
     return value
@@ -157,14 +157,14 @@ def _remembering(claim: Claim) -> Measure:
 
 def _run_point(claim: Claim, point: Point, arm: Measure) -> PointResult:
     baseline, technique = _measure_arms(claim, point, None, arm)
-    gain = find_metric(claim.metric).gain(baseline, technique)
+    gain = find_metric(claim.room, claim.metric).gain(baseline, technique)
     published = point.published
     return PointResult(point, baseline, technique, gain, published.sign_right(gain), published.log_error(gain))
 
 
 def _run_control(claim: Claim, control: Control, arm: Measure, *, exact: bool) -> ControlResult:
     baseline, technique = _measure_arms(claim, claim.point(control.point), control, arm)
-    gain = find_metric(claim.metric).gain(baseline, technique)
+    gain = find_metric(claim.room, claim.metric).gain(baseline, technique)
     if exact:
         return ControlResult(control, gain, gain == 1.0)
     low = -math.inf if control.at_least is None else control.at_least

@@ -16,6 +16,8 @@ _UNITS: Mapping[str, Callable[[float], str]] = {
     "step_s": seconds,
     "hardware_flops_per_s_per_device": lambda value: si(value, "FLOP/s"),
     "tokens_per_s_per_device": lambda value: si(value, "tokens/s"),
+    "total_tokens_per_s_per_device": lambda value: si(value, "tokens/s"),
+    "tbt_p99_s": seconds,
     "peak_bytes": gib,
     "model_state_bytes": lambda value: si(value, "B"),
 }

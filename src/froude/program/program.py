@@ -105,6 +105,16 @@ class Program:
             order.insert(position, task_id)
         return task_id
 
+    def rearrange(self, lanes: Mapping[Lane, Sequence[int]]) -> None:
+        """Put every task on a lane anew, in the given orders. What tasks wait for stays."""
+        placed = sorted(i for order in lanes.values() for i in order)
+        if placed != list(range(len(self.tasks))):
+            raise ValueError("every task must be put on exactly one lane")
+        self.lanes = {lane: list(order) for lane, order in lanes.items()}
+        for lane, order in self.lanes.items():
+            for task_id in order:
+                self.tasks[task_id].lane = lane
+
     def position(self, task_id: int) -> int:
         """Where a task stands in the order of its lane: what `add` takes to put another in front of it."""
         return self.lanes[self.tasks[task_id].lane].index(task_id)

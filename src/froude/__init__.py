@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC: dict[str, str] = {
+    "run_demo": "froude.planning.demo",
     "plan_train": "froude.training.api",
     "simulate_train": "froude.training.api",
     "TrainPlan": "froude.training.plan",

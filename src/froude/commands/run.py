@@ -43,7 +43,7 @@ def run_train(
             data=None if data is None else str(data),
             on_step=bar.step,
         )
-    emit(result.json(), as_json=as_json, show=lambda: runs.print_train_run(result))
+    emit(result.json(), as_json=as_json, show=lambda: runs.print_train_run(result), warnings=result.warnings)
 
 
 @group.command("serve")
@@ -65,3 +65,21 @@ def run_serve(
     emit(result.json(), as_json=as_json, show=lambda: print_serve_run(result))
     if result.log.interrupted:
         raise typer.Exit(130)
+
+
+@group.command("demo")
+def run_demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report and everything behind it.")] = Path("froude-demo"),
+    as_json: Json = False,
+) -> None:
+    """The whole circle here, in a few minutes: measure, plan, run, serve, fit a law, compare; then plan large."""
+    from froude.planning.demo import run_demo as run
+    from froude.planning.demo import write_summary
+    from froude.reports.demo import show_demo, write_demo_report
+    from froude.reports.serve_runs import ServeBar
+
+    with ServeBar(silent=as_json) as bar:
+        demo = run(out, on_progress=bar)
+    write_summary(demo, out / "demo.json")
+    report = write_demo_report(demo, out)
+    emit(demo.json(), as_json=as_json, show=lambda: show_demo(demo, report))

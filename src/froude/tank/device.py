@@ -2,7 +2,9 @@
 
 All processes run the same kernel at the same time, each with its share of the cores, because that is how training runs
 use the machine: they compete for memory, caches and power. Kernels take turns in short windows and the median window
-counts, so that a disturbance of a second or two spoils none of them.
+counts, so that a disturbance of a second or two spoils none of them. Kernels are timed by the calling thread's own
+clock, which stands still while the system runs something else, so that other programs do not make this machine look
+slow; messages, which wait for another process, by the median call on the wall clock.
 """
 
 from __future__ import annotations
@@ -12,26 +14,30 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from froude.core.errors import InvalidValueError
 from froude.machines.device import Device
 from froude.runtime.launch import Rank, cores_per_rank, launch
 
+if TYPE_CHECKING:
+    from froude.tank.kernels import Kernel
+
 PROCESSES = 2
 ROUNDS = 3
-WINDOW_S = 0.04  # long enough to average over the scheduler's time slices
-BUSY = 0.9  # below this share of its processor time a process was not alone
+WINDOW_S = 0.03
+BUSY = 0.9  # below this share of the wall clock the processes were not alone
 
 
 @dataclass(frozen=True)
 class Window:
-    """What one process saw of one kernel in one round."""
+    """What one process saw of one kernel in one round; ``share`` is thread clock over wall clock."""
 
     name: str
     size: int
     rate: float
-    processor_share: float
+    share: float
 
 
 def measure_device(
@@ -61,8 +67,9 @@ def measure_device(
             on_progress(done)
 
     launch(_measure, processes, on_event=hear)
+    shares = [w.share for seen in windows.values() for w in seen if w.share > 0]
     rates = {key: statistics.median(w.rate for w in seen) for key, seen in windows.items()}
-    return _describe(rates, processes, name, statistics.median(w.processor_share for s in windows.values() for w in s))
+    return _describe(rates, processes, name, statistics.median(shares))
 
 
 def _describe(rates: dict[tuple[str, int], float], processes: int, name: str | None, share: float) -> Device:
@@ -125,25 +132,34 @@ def _measure(rank: Rank) -> None:
                 rank.report((window, (turn + (index + 1) / len(work)) / ROUNDS))
 
 
-def _window(kernel: Any, rank: Rank) -> Window:
+def _window(kernel: Kernel, rank: Rank) -> Window:
     import torch
     import torch.distributed as dist
 
     run = kernel.build()
-    once = min(_timed(run, 1)[0] for _ in range(2))
+    run()
+    begun = time.perf_counter()
+    run()
+    once = time.perf_counter() - begun
     counts = torch.tensor([max(1.0, WINDOW_S / once)])
-    dist.all_reduce(counts, op=dist.ReduceOp.MIN)  # collectives need as many calls on every rank
+    dist.all_reduce(counts, op=dist.ReduceOp.MIN)  # messages need as many calls on every rank
     count = int(counts.item())
     dist.barrier()
-    elapsed, processor = _timed(run, count)
-    return Window(kernel.name, kernel.size, kernel.amount * count / elapsed, processor / elapsed / rank.threads)
-
-
-def _timed(run: Callable[[], Any], count: int) -> tuple[float, float]:
-    begun, processor = time.perf_counter(), time.process_time()
+    if kernel.message:
+        return Window(kernel.name, kernel.size, kernel.amount / _median_call_s(run, count), 0.0)
+    begun, worked = time.perf_counter(), time.thread_time()
     for _ in range(count):
         run()
-    return time.perf_counter() - begun, time.process_time() - processor
+    elapsed, worked = time.perf_counter() - begun, time.thread_time() - worked
+    return Window(kernel.name, kernel.size, kernel.amount * count / worked, worked / elapsed)
+
+
+def _median_call_s(run: Callable[[], Any], count: int) -> float:
+    moments = [time.perf_counter()]
+    for _ in range(count):
+        run()
+        moments.append(time.perf_counter())
+    return statistics.median(b - a for a, b in pairwise(moments))
 
 
 def busy_warning(device: Device) -> Sequence[str]:

@@ -35,12 +35,14 @@ class Kernel:
         size: where on the curve.
         amount: what one run gets done, in FLOP, elements or bytes: the rate is amount over seconds.
         build: makes the tensors and returns what to run.
+        message: it waits for other ranks.
     """
 
     name: str
     size: int
     amount: float
     build: Callable[[], Run]
+    message: bool = False
 
 
 def kernels() -> Iterator[Kernel]:
@@ -94,9 +96,12 @@ def _copies(size_bytes: float) -> int:
 
 
 def _rotating(items: list[Any], run: Callable[[Any], Any], keep: int) -> Run:
-    """Run on one item after the other, and hold on to the last results so that new ones take other memory."""
-    kept: deque[Any] = deque(maxlen=keep)
+    """Run on one item after the other, and hold on to the last results so that new ones take other memory.
+
+    The memory that results take in turn is mapped before anything is timed, as it is in a run after its first steps.
+    """
     turn = cycle(items)
+    kept: deque[Any] = deque((run(next(turn)) for _ in range(keep)), maxlen=keep)
     return lambda: kept.append(run(next(turn)))
 
 

@@ -25,7 +25,7 @@ def exchanges(rank: Rank) -> list[Kernel]:
         "send": lambda size: _send(size, rank),
     }
     return [
-        Kernel(kind, size, size * (2 if kind == "send" else 1), partial(make, size))
+        Kernel(kind, size, size * (2 if kind == "send" else 1), partial(make, size), message=True)
         for kind, make in kinds.items()
         for size in SIZES
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 from froude.core.errors import FroudeError, InvalidValueError
 from froude.core.spec import write_atomically
+from froude.machines.cluster import parse_cluster
 from froude.models.catalogue import resolve
 from froude.program.program import Program
 from froude.program.trace import event, write_trace
@@ -27,6 +28,7 @@ from froude.training.step import Scenario, StepPrediction, predict
 
 DEFAULT_STEPS = 12
 LEARNING_RATE = 1e-3
+DISTURBED = 0.1  # above this share of the processor time taken by others, a measured time says little
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class TrainRun:
         measured_step_s: median of the steps after warm-up; None when there was none.
         measured_bytes: the most tensor bytes on any rank; None when the run ended too early.
         predicted_step_s, predicted_bytes: what Froude predicts for the plan.
+        memory_by_rank: bytes by kind on each rank, at its peak.
+        others_share: fraction of this machine's processor time that other programs took meanwhile.
     """
 
     name: str
@@ -51,6 +55,14 @@ class TrainRun:
     predicted_step_s: float
     predicted_bytes: float
     memory_by_rank: list[dict[str, int]] = field(default_factory=list)
+    others_share: float = 0.0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know before trusting the figures."""
+        if self.others_share < DISTURBED:
+            return []
+        return [f"other programs took {100.0 * self.others_share:.0f}% of this machine's processor time during the run"]
 
     def json(self) -> dict[str, Any]:
         """What ``froude run train --json`` prints."""
@@ -99,7 +111,7 @@ def run_train(
     record = _Record(plan, predicted, None if out is None else Path(out), on_step, count)
     job = TrainJob(plan, architecture, program_of, count, learning_rate, data, controller)
     try:
-        launch(train, plan.layout.devices, job, on_event=record.hear)
+        launch(train, plan.layout.devices, job, on_event=record.hear, threads=threads_per_rank(plan))
     except KeyboardInterrupt:
         record.close("interrupted")
         raise
@@ -107,6 +119,13 @@ def run_train(
         record.close("failed")
         raise
     return record.close("finished")
+
+
+def threads_per_rank(plan: TrainPlan) -> int:
+    """Cores of a rank: those of one process of the measured profile, so that a run uses what was measured."""
+    device = parse_cluster(plan.cluster).device
+    sharing = device.devices_per_node if device.confidence == "measured" else plan.layout.devices
+    return cores_per_rank(max(sharing, plan.layout.devices))
 
 
 def predict_plan(plan: TrainPlan) -> StepPrediction:
@@ -166,6 +185,7 @@ class _Record:
         self.memory: list[dict[str, int]] = []
         self.timeline: list[StepReport] = []
         self.begun = time.time()
+        self.others = _Others()
         if directory is not None:
             if directory.exists() and not directory.is_dir():
                 raise InvalidValueError("out", str(directory), "is a file; a directory is needed")
@@ -185,6 +205,7 @@ class _Record:
             self.peaks = [r.peak_bytes or 0 for r in ordered]
             self.memory = [r.memory for r in ordered]
         self.timeline = ordered
+        self.others.step(sum(r.processor_s for r in ordered))
         row: dict[str, float] = {
             "step": report.step,
             "step_s": max(r.end_s for r in ordered) - min(r.start_s for r in ordered),
@@ -228,6 +249,7 @@ class _Record:
             predicted_step_s=self.predicted_step_s,
             predicted_bytes=self.predicted_bytes,
             memory_by_rank=self.memory,
+            others_share=self.others.share,
         )
 
     def _append(self, row: dict[str, float]) -> None:
@@ -249,7 +271,7 @@ class _Record:
             "started_unix_s": self.begun,
             "machine": machine(),
             "ranks": self.ranks,
-            "threads_per_rank": cores_per_rank(self.ranks),
+            "threads_per_rank": threads_per_rank(self.plan),
             "warm_up_steps": WARM_UP,
             "steps": len(self.rows),
             "predicted_step_s": result.predicted_step_s,
@@ -257,6 +279,7 @@ class _Record:
             "measured_step_s": result.measured_step_s,
             "measured_bytes": result.measured_bytes,
             "memory_by_rank": self.memory,
+            "others_share": result.others_share,
         }
         write_atomically(self.directory / "meta.json", json.dumps(meta, indent=2) + "\n")
 
@@ -275,6 +298,31 @@ class _Record:
             for e in report.events:
                 events.append(event(e.name, rank, streams.index(e.lane), e.start_s - begun, e.end_s - e.start_s))
         return events
+
+
+class _Others:
+    """How much of the machine programs other than the run use, from the system's own counters."""
+
+    def __init__(self) -> None:
+        self.share, self.own_s = 0.0, 0.0
+        self.begun: tuple[float, float] | None = None
+
+    def step(self, own_s: float) -> None:
+        """The ranks have done a step and worked ``own_s`` for it; counting starts after the first."""
+        if self.begun is None:
+            self.begun = self._busy_and_all_s()
+            return
+        self.own_s += own_s
+        busy, every = (now - then for now, then in zip(self._busy_and_all_s(), self.begun, strict=True))
+        self.share = max(0.0, busy - self.own_s) / every if every > 0 else 0.0
+
+    @staticmethod
+    def _busy_and_all_s() -> tuple[float, float]:
+        import psutil
+
+        times = psutil.cpu_times()
+        every = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        return every - times.idle - getattr(times, "iowait", 0.0), every
 
 
 def machine() -> dict[str, Any]:

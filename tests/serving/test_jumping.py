@@ -130,6 +130,14 @@ def test_several_replicas(name, rows, time, blocks, replicas, scheduler, max_seq
     same(rows, chosen, time, blocks, 4, replicas=replicas, router=ROUTERS.get(name))
 
 
+def test_an_arrival_at_the_very_end_of_an_iteration_that_ended_a_jump():
+    # Replica 0 jumps to a completion at the moment at which the last request is routed to it.
+    rows = [(0, 4, 4), (0, 4, 1), (0, 4, 9), (0, 4, 1), (40, 1, 1)]
+    time, scheduler = AffineIterationTime(10, 0, 0), SCHEDULERS.create("vllm-v1")
+    outcome = same(rows, scheduler, time, 40, 4, replicas=2, router=ROUTERS.get("round-robin"))
+    assert outcome.first_ps[4] == 50
+
+
 shared_requests = st.lists(
     st.tuples(
         st.one_of(st.just(0), st.integers(0, 60), st.integers(0, 3000)),

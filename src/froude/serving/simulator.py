@@ -410,7 +410,7 @@ class Jumper(View):
                     cache.take(blocks)
                 if self.free_blocks < self.least_free:
                     self.least_free = self.free_blocks
-                lapsed = left == 0 or now >= cut
+                lapsed = left == 0 or now >= cut or now >= self.horizon  # then someone may be about to arrive
                 finished = False
                 if rows:
                     self.counter += count

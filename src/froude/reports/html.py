@@ -14,9 +14,10 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p.lead { color: var(--soft); margin-top: 0; }
-table { border-collapse: collapse; margin: .8rem 0 1.2rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
+div.table { overflow-x: auto; } table { border-collapse: collapse; margin: .8rem 0 1.2rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; } th.left, td.left { text-align: left; }
+td, th { white-space: nowrap; } td.left { white-space: normal; min-width: 11rem; }
 figure { margin: 1rem 0; overflow-x: auto; background: #fff; border-radius: 6px; }
 figcaption, p.note { color: var(--soft); font-size: .88rem; } figcaption { padding: .2rem .5rem; color: #57606a; }
 pre { background: rgba(127,127,127,.12); padding: .7rem; overflow-x: auto; border-radius: 6px; }
@@ -58,7 +59,9 @@ class Report:
             )
 
         body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-        self._parts.append(f"<table><thead><tr>{cells('th', columns)}</tr></thead><tbody>{body}</tbody></table>")
+        self._parts.append(
+            f'<div class="table"><table><thead><tr>{cells("th", columns)}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
         return self
 
     def chart(self, chart: Any, caption: str = "") -> Report:

@@ -63,7 +63,7 @@ def test_the_run_is_a_trace_again(run: ServeRun) -> None:
     trace = load_trace(str(run.out))
     assert len(trace) == 24
     assert trace.measured is not None
-    assert trace.measured["ttft_s"] == pytest.approx(run.latencies.ttft, abs=1e-5)
+    assert trace.measured["ttft_s"] == pytest.approx(run.latencies.ttft_s, abs=1e-5)
 
 
 def test_the_timeline_has_every_iteration_and_request(run: ServeRun) -> None:

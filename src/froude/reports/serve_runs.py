@@ -66,7 +66,7 @@ def print_serve_run(run: ServeRun) -> None:
 
 def print_requests_check(check: RequestsCheck) -> None:
     """Predicted and measured side by side, and the errors."""
-    predicted, measured = check.predicted.summary(), check.measured.summary()
+    predicted, measured = check.summaries()
     rows: list[tuple[str, ...]] = []
     for metric, name in _NAMES.items():
         errors = check.errors(metric)
@@ -80,11 +80,10 @@ def print_requests_check(check: RequestsCheck) -> None:
                     percent(errors["median_ape"]) if quantile == "p50" else "",
                 )
             )
-    throughput = (check.predicted.output_tokens_per_s, check.measured.output_tokens_per_s)
-    rows.append(("output tokens/s", *map(si, throughput), _signed(check.throughput_error), ""))
+    rows.append(("output tokens/s", *map(si, check.throughputs), _signed(check.throughput_error), ""))
     rows.append(("preemptions", *map(str, check.preemptions), "", ""))
     print_table(
-        f"{len(check.measured.e2e)} requests, simulated and served",
+        f"{len(check.measured.e2e_s)} requests, simulated and served",
         ("", "simulated", "served", "error", "median of single requests"),
         rows,
     )

@@ -19,13 +19,14 @@ from froude.runtime.engine.calibration import Measured
 from froude.runtime.engine.check import RequestsCheck, check_run
 from froude.runtime.engine.clock import CLOCKS
 from froude.runtime.engine.engine import Engine
-from froude.runtime.engine.latencies import Latencies, logged
+from froude.runtime.engine.latencies import logged, summaries
 from froude.runtime.engine.probe import compositions, probe
 from froude.runtime.engine.record import write_run
 from froude.runtime.engine.replay import PS, Arrival, Log, replay
 from froude.runtime.engine.spec import ServeSpec
 from froude.runtime.models.llama import Llama, check_runnable
 from froude.runtime.models.load import architecture_of, load_model
+from froude.serving.metrics import Latencies
 from froude.serving.policy import Sequence
 from froude.workloads.readers import load_trace
 from froude.workloads.trace import Ints, Trace
@@ -51,8 +52,8 @@ class ServeRun:
             "completed": sum(request.finished for request in requests),
             "interrupted": self.log.interrupted,
             "duration_s": self.log.duration_s,
-            **self.latencies.summary(),
-            "output_tokens_per_s": self.latencies.output_tokens_per_s,
+            **summaries(self.latencies),
+            "output_tokens_per_s": self.log.output_tokens / self.log.duration_s if self.log.duration_s else None,
             "preemptions": sum(request.preemptions for request in requests),
             "iterations": len(self.log.iterations),
             "out": str(self.out),

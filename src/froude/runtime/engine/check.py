@@ -11,12 +11,14 @@ import numpy as np
 
 from froude.core.errors import FroudeError, suggestion
 from froude.runtime.engine.calibration import Calibration, fit_iteration_time
-from froude.runtime.engine.latencies import METRICS, Latencies, simulated
+from froude.runtime.engine.latencies import METRICS, busy_span_s, measured, summaries
 from froude.runtime.engine.record import read_measured
 from froude.runtime.engine.replay import PS
 from froude.runtime.engine.spec import ServeSpec
+from froude.serving.metrics import Latencies
 from froude.serving.policy import Sequence
 from froude.serving.simulator import jump
+from froude.workloads.trace import make_trace
 
 _CALM = 1.05  # a machine this much slower than its own calibration was disturbed
 
@@ -28,6 +30,7 @@ class RequestsCheck:
     Attributes:
         predicted, measured: the same requests, simulated and real.
         calibration: what the simulator's times came from.
+        output_tokens: of all the requests.
         preemptions: predicted and measured.
         slowdown: time of the run's iterations over what the calibration gives for the very same iterations.
         waited: part of that time in which the processor worked for others.
@@ -36,6 +39,7 @@ class RequestsCheck:
     predicted: Latencies
     measured: Latencies
     calibration: Calibration
+    output_tokens: int
     preemptions: tuple[int, int]
     slowdown: float
     waited: float
@@ -43,7 +47,7 @@ class RequestsCheck:
 
     def errors(self, metric: str) -> dict[str, float]:
         """Relative errors: of single requests, of the mean, and of two quantiles."""
-        predicted, measured = getattr(self.predicted, metric), getattr(self.measured, metric)
+        predicted, measured = (getattr(which, f"{metric}_s") for which in (self.predicted, self.measured))
         known = np.isfinite(measured)
         predicted, measured = predicted[known], measured[known]
         if not measured.size:
@@ -61,10 +65,20 @@ class RequestsCheck:
             "p99_error": quantile(0.99),
         }
 
+    def summaries(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Mean and quantiles of each metric, predicted and measured."""
+        return summaries(self.predicted), summaries(self.measured)
+
+    @property
+    def throughputs(self) -> tuple[float, float]:
+        """Output tokens per second, predicted and measured."""
+        return self.output_tokens / busy_span_s(self.predicted), self.output_tokens / busy_span_s(self.measured)
+
     @property
     def throughput_error(self) -> float:
         """Relative error of output tokens per second."""
-        return self.predicted.output_tokens_per_s / self.measured.output_tokens_per_s - 1.0
+        predicted, measured = self.throughputs
+        return predicted / measured - 1.0
 
     def json(self) -> dict[str, Any]:
         """As `froude check requests --json` prints it."""
@@ -82,8 +96,17 @@ def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck
         Sequence(i, round((row["arrival_time"] - start_s) * PS), row["input_toks"], row["output_toks"])
         for i, row in enumerate(rows)
     ]
-    outcome = jump(sequences, spec.make_scheduler(), calibration.time, spec.kv_blocks, spec.block_tokens)
-    predicted, measured = simulated(sequences, outcome), _measured(rows)
+    outcome = jump(
+        sequences,
+        spec.make_scheduler(),
+        calibration.time,
+        spec.kv_blocks,
+        spec.block_tokens,
+        concurrency=spec.concurrency,
+    )
+    columns = ([row[name] for row in rows] for name in ("arrival_time", "input_toks", "output_toks"))
+    trace = make_trace(str(run_dir), *columns)
+    predicted = Latencies.of(outcome, [sequence.arrival_ps for sequence in sequences], trace)
     seconds, fitted, processor = _iterations(run_dir / "iterations.csv", calibration)
     warnings = []
     if meta.get("interrupted"):
@@ -95,21 +118,14 @@ def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck
         warnings.append(f"requests of up to {longest} tokens; calibrated up to {calibration.longest_sequence}")
     return RequestsCheck(
         predicted,
-        measured,
+        measured((r["arrival_time"], r["first_token_ts"], r["last_token_ts"], r["output_toks"]) for r in rows),
         calibration,
+        output_tokens=sum(sequence.output_tokens for sequence in sequences),
         preemptions=(sum(outcome.preemptions), sum(row["preemptions"] for row in rows)),
         slowdown=seconds / fitted,
         waited=max(0.0, 1.0 - processor / seconds),
         warnings=warnings,
     )
-
-
-def _measured(rows: list[dict[str, Any]]) -> Latencies:
-    arrival, first, last = (
-        np.array([row[name] for row in rows], dtype=np.float64)
-        for name in ("arrival_time", "first_token_ts", "last_token_ts")
-    )
-    return Latencies.of(arrival, first, last, np.array([row["output_toks"] for row in rows], dtype=np.int64))
 
 
 def _calibration(source: Path) -> Calibration:

@@ -1,72 +1,39 @@
-"""Latencies of the requests of a run, real or simulated."""
+"""Latencies of requests that were really served, in the form that the simulator's have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from froude.core.arrays import Floats
-from froude.runtime.engine.replay import PS, Log
-from froude.serving.outcome import Outcome
-from froude.serving.policy import Sequence
+from froude.runtime.engine.replay import Log
+from froude.serving.metrics import Latencies, summary
 
 METRICS = ("ttft", "tpot", "e2e")
 
 
-@dataclass(frozen=True, slots=True)
-class Latencies:
-    """Seconds, request by request; ``tpot`` is not a number for requests of one token."""
-
-    ttft: Floats
-    tpot: Floats
-    e2e: Floats
-    output_tokens_per_s: float
-
-    @classmethod
-    def of(cls, arrival_s: Floats, first_s: Floats, last_s: Floats, output_tokens: npt.NDArray[np.int64]) -> Latencies:
-        """From times on one clock."""
-        later_tokens = np.where(output_tokens > 1, output_tokens - 1, np.nan)
-        duration_s = float(last_s.max() - arrival_s.min()) if len(last_s) else np.nan
-        return cls(
-            first_s - arrival_s,
-            (last_s - first_s) / later_tokens,
-            last_s - arrival_s,
-            float(output_tokens.sum()) / duration_s,
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """Mean and quantiles of each, as `froude simulate serve --json` prints them."""
-        return {f"{metric}_s": _summary(getattr(self, metric)) for metric in METRICS}
-
-
-def simulated(sequences: Items[Sequence], outcome: Outcome) -> Latencies:
-    """Of a simulation."""
-    arrival = np.array([s.arrival_ps for s in sequences], dtype=np.int64)
-    first, last = (np.array(times, dtype=np.int64) for times in (outcome.first_ps, outcome.finish_ps))
-    tokens = np.array([s.output_tokens for s in sequences], dtype=np.int64)
-    return Latencies.of(arrival / PS, first / PS, last / PS, tokens)
+def measured(times: Iterable[tuple[float, float, float, int]]) -> Latencies:
+    """From arrival, first token and last token of each request, on one clock in seconds, and its output tokens."""
+    arrival, first, last, tokens = np.array(list(times), dtype=np.float64).reshape(-1, 4).T
+    later = np.where(tokens > 1, tokens - 1, np.nan)
+    return Latencies(arrival, first - arrival, (last - first) / later, last - arrival, np.arange(len(arrival)))
 
 
 def logged(log: Log) -> Latencies:
     """Of the requests that a replay finished."""
-    finished = [request for request in log.requests.values() if request.finished]
-    arrival, first, last = (
-        np.array(times, dtype=np.float64)
-        for times in (
-            [request.arrival_s for request in finished],
-            [request.token_s[0] for request in finished],
-            [request.token_s[-1] for request in finished],
-        )
+    return measured(
+        (request.arrival_s, request.token_s[0], request.token_s[-1], len(request.token_s))
+        for request in log.requests.values()
+        if request.finished
     )
-    return Latencies.of(arrival, first, last, np.array([len(request.token_s) for request in finished], dtype=np.int64))
 
 
-def _summary(values: Floats) -> dict[str, float]:
-    known = values[np.isfinite(values)]
-    if not known.size:
-        return dict.fromkeys(("mean", "p50", "p90", "p99"), float("nan"))
-    return {"mean": float(known.mean()), **{f"p{q}": float(np.percentile(known, q)) for q in (50, 90, 99)}}
+def summaries(latencies: Latencies) -> dict[str, Any]:
+    """Mean and quantiles of each metric."""
+    return {f"{metric}_s": summary(getattr(latencies, f"{metric}_s")) for metric in METRICS}
+
+
+def busy_span_s(latencies: Latencies) -> float:
+    """From the first arrival to the last token."""
+    return float((latencies.arrival_s + latencies.e2e_s).max() - latencies.arrival_s.min())

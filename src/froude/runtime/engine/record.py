@@ -44,7 +44,7 @@ def write_run(
         "started_at": started.isoformat(),
         "finished_at": datetime.fromtimestamp(log.started_at + log.duration_s, UTC).isoformat(),
         "duration_s": log.duration_s,
-        "output_tokens": sum(len(request.token_s) for request in log.requests.values()),
+        "output_tokens": log.output_tokens,
         "iterations": len(log.iterations),
         "preemptions": sum(request.preemptions for request in log.requests.values()),
     }

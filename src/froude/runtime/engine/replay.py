@@ -77,6 +77,11 @@ class Log:
         """Until the last iteration ended."""
         return self.iterations[-1].end_s if self.iterations else 0.0
 
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that came out, those of unfinished requests included."""
+        return sum(len(request.token_s) for request in self.requests.values())
+
     def add(self, step: Step, start_s: float, end_s: float, processor_s: float) -> None:
         """Take in what an iteration did."""
         for sequence in step.iteration.preempted:

@@ -77,6 +77,7 @@ def _model_state_bytes(step: Step) -> float:
 METRICS: dict[str, Metric[Step]] = {
     "step_s": Metric("lower", lambda step: step.prediction.step_s),
     "tokens_per_s_per_device": Metric("higher", lambda step: step.prediction.tokens_per_s_per_device),
+    "mfu": Metric("higher", lambda step: step.prediction.mfu),
     "hardware_flops_per_s_per_device": Metric("higher", _hardware_flops),
     "peak_bytes": Metric("lower", lambda step: step.prediction.peak_bytes),
     "model_state_bytes": Metric("lower", _model_state_bytes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from froude.reports.tables import console, gib, print_table, seconds, si
+from froude.reports.tables import console, gib, percent, print_table, seconds, si
 
 if TYPE_CHECKING:
     from froude.claims.claim import Published
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _UNITS: Mapping[str, Callable[[float], str]] = {
     "step_s": seconds,
+    "mfu": percent,
     "hardware_flops_per_s_per_device": lambda value: si(value, "FLOP/s"),
     "tokens_per_s_per_device": lambda value: si(value, "tokens/s"),
     "total_tokens_per_s_per_device": lambda value: si(value, "tokens/s"),

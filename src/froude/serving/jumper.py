@@ -1,0 +1,400 @@
+"""The engine's loop by jumping from event to event: the same decisions and times as `stepping`, to the bit.
+
+Between events (an arrival that could be admitted, a completion, a prompt's last chunk, a change of branch in the
+iteration's cost, blocks running out) the batch evolves predictably, so any number of iterations is one quadratic sum of
+integers. Nothing is touched per token: a decoding sequence is only the count of the iteration at which it finishes;
+blocks to come follow from a histogram of contexts modulo the block size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from heapq import heappop, heappush
+
+from froude.core.errors import FroudeError
+from froude.serving.iteration import IterationTime
+from froude.serving.outcome import NO_TIME, Outcome, Segment
+from froude.serving.policy import Prefill, Scheduler, Sequence, View
+from froude.serving.prefix_cache import PrefixCache
+from froude.serving.queues import FirstComeQueue, KeyedQueue
+
+_ID_BITS = 24
+_ID_MASK = (1 << _ID_BITS) - 1
+
+
+class Jumper(View):
+    """The state of one engine, advanced one event at a time.
+
+    ``counter`` counts the iterations in which sequences decoded. A decoding sequence is an entry ``finish << 24 | id``
+    of a heap, ``finish`` being the counter at which its last token is out; an entry is dead once `finish_at` says
+    otherwise. ``growing[r]`` counts the decoding sequences whose context is ``r`` more than the counter, modulo the
+    block size; sequences whose blocks were all set aside at admission are not in it.
+    """
+
+    def __init__(
+        self,
+        trace: list[Sequence],
+        outcome: Outcome,
+        scheduler: Scheduler,
+        time: IterationTime,
+        total_blocks: int,
+        block_tokens: int,
+        arrivals: list[Sequence],
+        shared: tuple[list[int], list[int]],
+        replica: int = 0,
+        cache: PrefixCache | None = None,
+    ) -> None:
+        self.cache = cache
+        self.trace, self.outcome, self.scheduler, self.time = trace, outcome, scheduler, time
+        self.total_blocks = self.free_blocks = self.least_free = total_blocks
+        self.block_tokens = block_tokens
+        self.arrivals = arrivals
+        self.replica = replica
+        keyed = bool(trace) and scheduler.key(trace[0]) is not None
+        self.queue = KeyedQueue(arrivals, self) if keyed else FirstComeQueue(arrivals, self)
+        self.waiting = self.queue
+        self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
+        self.horizon = NO_TIME
+        self.arrived = 0  # requests of `arrivals` that have joined the queue
+        self.released = len(trace)  # requests whose arrival is known; fewer than all in a closed loop
+        self.outstanding = 0  # requests handed over and not complete
+        self.iterations = self.busy_ps = 0
+        self.now_ps = 0
+        self.counter = 0
+        self.prefilling: list[Sequence] = []
+        self.decoding = self.decode_blocks = self.context_tokens = 0
+        self.completions: list[int] = []
+        self.finish_at, self.place = shared  # by id: 0 unless decoding; -1 unless running, else index in admissions
+        self.growing = [0] * (2 * block_tokens)  # twice end to end, so that any run of residues is one slice
+        self.growers = 0
+        self.fixed: set[int] = set()  # decoding without growing
+        self.admissions: list[Sequence] = []  # in order of admission, dead entries included
+
+    # -- what a scheduler sees ---------------------------------------------------------------------------------------
+
+    def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
+        """See `View`."""
+        held = sequence.computed_tokens + tokens
+        if self.reserves:
+            held = max(held, self.scheduler.reserved_tokens(sequence))
+        blocks = -(-held // self.block_tokens) - sequence.blocks
+        return blocks if blocks > 0 else 0
+
+    def newest(self) -> Sequence:
+        """See `View`."""
+        self._drop_dead_tail()
+        sequence = self.admissions[-1]
+        self._reveal(sequence)
+        return sequence
+
+    def running(self) -> list[Sequence]:
+        """See `View`."""
+        found = [s for at, s in enumerate(self.admissions) if self.place[s.id] == at]
+        for sequence in found:
+            self._reveal(sequence)
+        return found
+
+    # -- changes of state --------------------------------------------------------------------------------------------
+
+    def _drop_dead_tail(self) -> None:
+        admissions, place = self.admissions, self.place
+        while admissions and place[admissions[-1].id] != len(admissions) - 1:
+            admissions.pop()
+
+    def _reveal(self, sequence: Sequence) -> None:
+        """Bring a decoding sequence's own counts up to date."""
+        finish = self.finish_at[sequence.id]
+        if finish:
+            sequence.generated_tokens = sequence.output_tokens - (finish - self.counter)
+            sequence.computed_tokens = sequence.prompt_tokens + sequence.generated_tokens - 1
+            sequence.blocks = max(sequence.blocks, -(-sequence.computed_tokens // self.block_tokens))
+
+    def _admit(self, sequence: Sequence) -> None:
+        self._drop_dead_tail()
+        self.place[sequence.id] = len(self.admissions)
+        self.admissions.append(sequence)
+        self.prefilling.append(sequence)
+
+    def _start_decoding(self, sequence: Sequence) -> None:
+        size, computed = self.block_tokens, sequence.computed_tokens
+        finish = self.counter + sequence.output_tokens - sequence.generated_tokens
+        self.finish_at[sequence.id] = finish
+        heappush(self.completions, finish << _ID_BITS | sequence.id)
+        self.decoding += 1
+        self.context_tokens += computed
+        if sequence.blocks * size < computed + size:  # no block set aside
+            self._grow(computed, 1)
+        elif sequence.blocks * size >= sequence.prompt_tokens + sequence.output_tokens - 1:
+            self.fixed.add(sequence.id)
+        else:
+            raise FroudeError(
+                f"scheduler {self.scheduler.name}: reserved_tokens must cover the prompt at most, or all of the output"
+            )
+
+    def _stop_decoding(self, sequence: Sequence) -> None:
+        """A decoding sequence, its counts revealed, leaves."""
+        self.finish_at[sequence.id] = 0
+        self.decoding -= 1
+        self.context_tokens -= sequence.computed_tokens
+        if sequence.id in self.fixed:
+            self.fixed.remove(sequence.id)
+        else:
+            self._grow(sequence.computed_tokens, -1)
+
+    def _grow(self, computed: int, change: int) -> None:
+        residue = (computed - self.counter) % self.block_tokens
+        self.growing[residue] += change
+        self.growing[residue + self.block_tokens] += change
+        self.growers += change
+
+    def _release(self, sequence: Sequence) -> None:
+        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
+        sequence.blocks = 0
+        self.place[sequence.id] = -1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        if self.finish_at[sequence.id]:
+            self._reveal(sequence)
+            self._stop_decoding(sequence)
+        else:
+            self.prefilling.remove(sequence)
+        self._release(sequence)
+        sequence.computed_tokens = 0
+        self.queue.put_back(sequence)
+        self.outcome.preemptions[sequence.id] += 1
+
+    def _blocks_for(self, iterations: int, prefill: Prefill, rows: int) -> int:
+        """New blocks that so many iterations take."""
+        blocks = 0
+        if rows:
+            rounds, rest = divmod(iterations, self.block_tokens)
+            start = (1 - self.counter - rest) % self.block_tokens
+            blocks = self.growers * rounds + sum(self.growing[start : start + rest])
+        for sequence, tokens in prefill:
+            blocks += self.blocks_needed(sequence, tokens * iterations)
+        return blocks
+
+    def _affordable(self, iterations: int, prefill: Prefill, rows: int, blocks: int) -> int:
+        """The most iterations, of at most so many, that take no more than ``blocks``; all of them take more."""
+        low, high = 0, iterations
+        if rows and self.growers:
+            high = min(high, (blocks // self.growers + 1) * self.block_tokens + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._blocks_for(middle, prefill, rows) <= blocks:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def submit(self, sequence: Sequence) -> None:
+        """A request arrives at the present horizon. The generator must be resumed before anything else happens."""
+        self.arrivals.append(sequence)
+        self.outstanding += 1
+
+    def _complete(self, sequence: Sequence, now: int) -> None:
+        self._release(sequence)
+        self.outcome.finish_ps[sequence.id] = now
+        self.outstanding -= 1
+        if self.released < len(self.arrivals):  # a closed loop: its client sends the next request at once
+            self.arrivals[self.released].arrival_ps = now
+            self.released += 1
+
+    def _next_arrival(self) -> int:
+        return self.arrivals[self.arrived].arrival_ps if self.arrived < len(self.arrivals) else NO_TIME
+
+    def play(self, record: bool = False) -> Generator[int, None, None]:
+        """Play until nothing is left to do; ``record`` keeps a `Segment` per jump.
+
+        All arrivals before `horizon` are known. Whenever the present plan ends later, or the next decision is due
+        then, it yields the time at which the plan ends and waits for the horizon to move, or for `submit`.
+        """
+        arrivals, queue, outcome = self.arrivals, self.queue, self.outcome
+        schedule, segment = self.scheduler.schedule, self.time.segment
+        size, growing, completions, finish_at = self.block_tokens, self.growing, self.completions, self.finish_at
+        trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
+        cache = self.cache
+        now = 0
+        next_arrival = self._next_arrival()
+        while True:
+            # Ask the scheduler.
+            while now >= self.horizon:  # a request that arrives at this very moment may be on its way here
+                yield now
+                next_arrival = self._next_arrival()
+            if next_arrival <= now:
+                arrived = self.arrived
+                while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
+                    arrived += 1
+                self.arrived = arrived
+                queue.arrive(arrived)
+                next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else NO_TIME
+            self.now_ps = now
+            self.decode_blocks = growing[-self.counter % size]
+            decision = schedule(self)
+            prefill, decode, left = decision.prefill, decision.decode, decision.iterations
+            preempted = False
+            for sequence in decision.preempt:
+                self._preempt(sequence)
+                preempted = True
+            if decode:
+                while growing[-self.counter % size] > self.free_blocks:
+                    self._preempt(self.scheduler.victim(self))
+                    preempted = True
+                decode = self.decoding > 0
+            if preempted:
+                left = 1
+            for sequence, _ in prefill:
+                if place[sequence.id] < 0:
+                    self._admit(sequence)
+            if not decode and not prefill:
+                if preempted:
+                    continue
+                while next_arrival == NO_TIME and self.horizon != NO_TIME:
+                    yield NO_TIME
+                    next_arrival = self._next_arrival()
+                if next_arrival == NO_TIME:
+                    break
+                now = next_arrival
+                continue
+            on_arrival, on_completion = decision.on_arrival, decision.on_completion
+            cut = next_arrival if on_arrival else NO_TIME
+            if decision.until_ps is not None and decision.until_ps < cut:
+                cut = decision.until_ps
+            asked = True
+
+            # Repeat the decision, jump by jump, until it lapses.
+            while True:
+                rows = self.decoding if decode else 0
+                prompts = [(tokens, s.computed_tokens) for s, tokens in prefill] if prefill else ()
+                first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
+                if left < count:
+                    count = left
+                if rows:
+                    while finish_at[completions[0] & _ID_MASK] != completions[0] >> _ID_BITS:
+                        heappop(completions)
+                    steps = (completions[0] >> _ID_BITS) - self.counter
+                    if steps < count:
+                        count = steps
+                for sequence, tokens in prefill:
+                    steps = sequence.remaining_tokens // tokens
+                    if steps < count:
+                        count = steps
+                if cut != NO_TIME and count > 1:
+                    count = _iterations_until(cut - now, first, slope, count)
+                if prefill or not rows:
+                    blocks = self._blocks_for(count, prefill, rows)
+                else:  # the same for decoding alone, in line: it is most of what happens
+                    rounds, rest = divmod(count, size)
+                    at = (1 - self.counter - rest) % size
+                    blocks = self.growers * rounds + sum(growing[at : at + rest])
+                if blocks > self.free_blocks:
+                    count = self._affordable(count, prefill, rows, self.free_blocks)
+                    if not count:
+                        if asked:
+                            raise self._overdrawn(blocks)
+                        break
+                    blocks = self._blocks_for(count, prefill, rows)
+                asked = False
+                if cache is not None and blocks > cache.empty:
+                    if decision.on_eviction and queue:
+                        count = min(count, self._affordable(count, prefill, rows, cache.empty) + 1)
+                        left = count  # the first eviction ends it
+                    if any(cache.idles(s, tokens * count) for s, tokens in prefill):
+                        count = 1  # whether a unit is evicted before it is computed again depends on the iteration
+                    blocks = self._blocks_for(count, prefill, rows)
+                took = first * count + slope * (count * (count - 1) // 2)
+                while now + took > self.horizon:
+                    yield now + took
+                    if next_arrival == NO_TIME:
+                        next_arrival = self._next_arrival()
+                        if on_arrival and next_arrival < cut:
+                            cut = next_arrival
+                            count = _iterations_until(cut - now, first, slope, count)
+                            blocks = self._blocks_for(count, prefill, rows)
+                            took = first * count + slope * (count * (count - 1) // 2)
+
+                # Jump.
+                if record:
+                    outcome.segments.append(self._segment(now, count, first, slope, rows, prefill))
+                now += took
+                left -= count
+                self.busy_ps += took
+                self.iterations += count
+                self.free_blocks -= blocks
+                if cache is not None:
+                    cache.take(blocks)
+                if self.free_blocks < self.least_free:
+                    self.least_free = self.free_blocks
+                lapsed = left == 0 or now >= cut or now >= self.horizon  # then someone may be about to arrive
+                finished = False
+                if rows:
+                    self.counter += count
+                    self.context_tokens += rows * count
+                for sequence, tokens in prefill:
+                    sequence.blocks += self.blocks_needed(sequence, tokens * count)
+                    sequence.computed_tokens += tokens * count
+                    if cache is not None:
+                        cache.computed(sequence, sequence.computed_tokens - tokens * count)
+                    remaining = sequence.remaining_tokens
+                    if remaining >= tokens:
+                        continue
+                    lapsed = True
+                    if remaining == 0:
+                        prefilling.remove(sequence)
+                        sequence.generated_tokens += 1
+                        if sequence.generated_tokens == 1:
+                            first_ps[sequence.id] = now
+                        if sequence.generated_tokens < sequence.output_tokens:
+                            self._start_decoding(sequence)
+                        else:
+                            finished = True
+                            self._complete(sequence, now)
+                if rows:
+                    counter = self.counter
+                    while completions and completions[0] >> _ID_BITS == counter:
+                        sequence = trace[heappop(completions) & _ID_MASK]
+                        if finish_at[sequence.id] == counter:
+                            finished = True
+                            self._reveal(sequence)
+                            self._stop_decoding(sequence)
+                            self._complete(sequence, now)
+                if finished:
+                    if next_arrival == NO_TIME:
+                        next_arrival = self._next_arrival()
+                        if on_arrival and next_arrival < cut:
+                            cut = next_arrival
+                    lapsed = lapsed or on_completion or now >= cut or not self.decoding
+                if lapsed:
+                    break
+        if queue:
+            raise FroudeError(f"scheduler {self.scheduler.name}: left {len(queue)} sequences waiting on an idle engine")
+
+    def _overdrawn(self, blocks: int) -> FroudeError:
+        return FroudeError(
+            f"scheduler {self.scheduler.name}: gave out {blocks} cache blocks of {self.free_blocks} free"
+        )
+
+    def _segment(self, now: int, count: int, first: int, slope: int, rows: int, prefill: Prefill) -> Segment:
+        tokens = sum(tokens for _, tokens in prefill)
+        used = self.total_blocks - self.free_blocks
+        return Segment(now, count, first, slope, rows, tokens, len(self.queue), used, self.replica)
+
+
+def _iterations_until(gap: int, first: int, slope: int, most: int) -> int:
+    """The least number of iterations, from 1 to ``most``, after which ``gap`` picoseconds have passed."""
+    before_last = most - 1
+    if first * before_last + slope * (before_last * (before_last - 1) // 2) < gap:
+        return most
+    if slope == 0:
+        return max(1, -(-gap // first))
+    # A float root is only a guess: integers decide.
+    half = first - slope / 2
+    count = max(1, int((math.sqrt(half * half + 2.0 * slope * gap) - half) / slope))
+    while first * count + slope * (count * (count - 1) // 2) < gap:
+        count += 1
+    while count > 1 and first * (count - 1) + slope * ((count - 1) * (count - 2) // 2) >= gap:
+        count -= 1
+    return count

@@ -14,7 +14,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p.lead { color: var(--soft); margin-top: 0; }
-div.table { overflow-x: auto; } table { border-collapse: collapse; margin: .8rem 0 1.2rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
+div.table { overflow-x: auto; }
+table { border-collapse: collapse; margin: .8rem 0 1.2rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; } th.left, td.left { text-align: left; }
 td, th { white-space: nowrap; } td.left { white-space: normal; min-width: 11rem; }
@@ -59,9 +60,8 @@ class Report:
             )
 
         body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-        self._parts.append(
-            f'<div class="table"><table><thead><tr>{cells("th", columns)}</tr></thead><tbody>{body}</tbody></table></div>'
-        )
+        head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
+        self._parts.append(f'<div class="table"><table>{head}<tbody>{body}</tbody></table></div>')
         return self
 
     def chart(self, chart: Any, caption: str = "") -> Report:

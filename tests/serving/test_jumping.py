@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from froude.core.errors import FroudeError
 from froude.core.registry import Source
-from froude.serving.iteration import AffineIterationTime, IterationTime, Prompts
+from froude.program.controller import Controller
+from froude.serving.iteration import AffineIterationTime, EngineObservation, IterationTime, Prompts
 from froude.serving.policy import FOREVER, SCHEDULERS, Decision, Scheduler, Sequence, View
 from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
@@ -136,6 +137,39 @@ def test_an_arrival_at_the_very_end_of_an_iteration_that_ended_a_jump():
     time, scheduler = AffineIterationTime(10, 0, 0), SCHEDULERS.create("vllm-v1")
     outcome = same(rows, scheduler, time, 40, 4, replicas=2, router=ROUTERS.get("round-robin"))
     assert outcome.first_ps[4] == 50
+
+
+class Throttle(Controller[EngineObservation, IterationTime]):
+    """Every so often, slower the more waits; a test."""
+
+    name = "throttle"
+    source = Source("nobody", 2026, "a test")
+
+    def __init__(self, period_ps: int) -> None:
+        self.period_ps, self.seen = period_ps, []
+
+    def next_change_s(self, now_s: float) -> float:
+        return (round(now_s * 1e12) // self.period_ps + 1) * self.period_ps / 1e12
+
+    def observe(self, observation: EngineObservation) -> IterationTime | None:
+        self.seen.append(observation)
+        if observation.decoding % 3 == 0:
+            return None
+        return AffineIterationTime(5 + observation.waiting + observation.free_blocks, 1, 1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+@settings(max_examples=40, deadline=None)
+@given(rows=requests, blocks=st.integers(8, 60), period=st.integers(1, 400), replicas=st.integers(1, 2))
+def test_a_controller_changes_the_pace(name, rows, blocks, period, replicas):
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=32, max_seqs=6)
+    stepped, jumped = ([Throttle(period) for _ in range(replicas)] for _ in range(2))
+    time, router = AffineIterationTime(9, 1, 1), ROUTERS.create("round-robin")
+    how = {"replicas": replicas, "router": router}
+    one = step(build(rows), scheduler, time, blocks, 4, controllers=stepped, **how)
+    two = jump(build(rows), scheduler, time, blocks, 4, controllers=jumped, **how)
+    assert one == two
+    assert [c.seen for c in stepped] == [c.seen for c in jumped]
 
 
 shared_requests = st.lists(

@@ -7,8 +7,13 @@ time of a thousand iterations is a sum of two terms, exact in integers.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from froude.program.controller import Controller
 
 Prompts = Sequence[tuple[int, int]]
 """Prompts in an iteration, each ``(tokens computed now, tokens already in the cache)``."""
@@ -35,6 +40,38 @@ class IterationTime(ABC):
     def joules(self, busy_s: float, idle_s: float) -> float | None:
         """Energy drawn by the devices over that much busy and idle time, where known."""
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineObservation:
+    """What a controller sees of one engine that has something to do.
+
+    Attributes:
+        now_s: time; an iteration is about to begin.
+        waiting, decoding: sequences in the queue; sequences that generate.
+        free_blocks, total_blocks: the cache.
+    """
+
+    now_s: float
+    waiting: int
+    decoding: int
+    free_blocks: int
+    total_blocks: int
+
+
+PaceController: TypeAlias = Controller[EngineObservation, IterationTime | None]
+"""Says how long iterations take from now on (a clock, a power cap, a degraded link); None changes nothing.
+
+It acts between iterations: at the first one that begins at or after `Controller.next_change_s`.
+"""
+
+
+def change_ps(controller: PaceController | None, now_ps: int, never: int) -> int:
+    """When a controller wants to act next, in picoseconds."""
+    if controller is None:
+        return never
+    at_s = controller.next_change_s(now_ps / 1e12)
+    return never if math.isinf(at_s) else max(now_ps + 1, math.ceil(at_s * 1e12))
 
 
 class AffineIterationTime(IterationTime):

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from heapq import heappop, heappush
 
 from froude.core.errors import FroudeError
-from froude.serving.iteration import IterationTime
+from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Segment
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache
@@ -44,7 +44,9 @@ class Jumper(View):
         shared: tuple[list[int], list[int]],
         replica: int = 0,
         cache: PrefixCache | None = None,
+        controller: PaceController | None = None,
     ) -> None:
+        self.controller = controller
         self.cache = cache
         self.trace, self.outcome, self.scheduler, self.time = trace, outcome, scheduler, time
         self.total_blocks = self.free_blocks = self.least_free = total_blocks
@@ -218,6 +220,7 @@ class Jumper(View):
         trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
         cache = self.cache
         now = 0
+        change = change_ps(self.controller, -1, NO_TIME)
         next_arrival = self._next_arrival()
         while True:
             # Ask the scheduler.
@@ -231,6 +234,9 @@ class Jumper(View):
                 self.arrived = arrived
                 queue.arrive(arrived)
                 next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else NO_TIME
+            if change <= now and (queue or self.decoding or prefilling):
+                segment = self._repace(now).segment
+                change = change_ps(self.controller, now, NO_TIME)
             self.now_ps = now
             self.decode_blocks = growing[-self.counter % size]
             decision = schedule(self)
@@ -263,6 +269,8 @@ class Jumper(View):
             cut = next_arrival if on_arrival else NO_TIME
             if decision.until_ps is not None and decision.until_ps < cut:
                 cut = decision.until_ps
+            if change < cut:
+                cut = change
             asked = True
 
             # Repeat the decision, jump by jump, until it lapses.
@@ -371,6 +379,13 @@ class Jumper(View):
                     break
         if queue:
             raise FroudeError(f"scheduler {self.scheduler.name}: left {len(queue)} sequences waiting on an idle engine")
+
+    def _repace(self, now: int) -> IterationTime:
+        assert self.controller is not None
+        blocks = (self.free_blocks, self.total_blocks)
+        seen = EngineObservation(now / 1e12, len(self.queue), self.decoding, *blocks)
+        self.time = self.controller.observe(seen) or self.time
+        return self.time
 
     def _overdrawn(self, blocks: int) -> FroudeError:
         return FroudeError(

@@ -9,7 +9,7 @@ import gc
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from froude.serving.iteration import IterationTime
+from froude.serving.iteration import IterationTime, PaceController
 from froude.serving.jumper import Jumper
 from froude.serving.outcome import NO_TIME, Outcome, admissible
 from froude.serving.policy import Scheduler, Sequence
@@ -28,6 +28,7 @@ def jump(
     router: Router | None = None,
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
+    controllers: list[PaceController] | None = None,
     record: bool = False,
 ) -> Outcome:
     """Simulate by jumping.
@@ -41,6 +42,7 @@ def jump(
         concurrency: a closed loop of so many clients, each sending its next request when the last is done; arrival
             times are ignored. One replica only.
         prefix_unit_tokens: keep prefixes; tokens that one hash of `Sequence.prefix` stands for.
+        controllers: one for each replica, free to change what iterations take.
         record: keep a `Segment` per jump.
     """
     trace = list(sequences)
@@ -52,7 +54,8 @@ def jump(
     for index, cache in enumerate(caches):
         known = arrivals if replicas == 1 else []
         size = (total_blocks, block_tokens)
-        engines.append(Jumper(trace, outcome, scheduler, time, *size, known, shared, index, cache))
+        controller = controllers[index] if controllers else None
+        engines.append(Jumper(trace, outcome, scheduler, time, *size, known, shared, index, cache, controller))
     collecting = gc.isenabled()
     gc.disable()  # nothing made here is cyclic, and the collector would walk every request again and again
     try:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from froude.core.errors import FroudeError
-from froude.serving.iteration import IterationTime
+from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, admissible
 from froude.serving.policy import Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache, count_hits, make_caches
@@ -204,6 +204,7 @@ def step(
     router: Router | None = None,
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
+    controllers: list[PaceController] | None = None,
 ) -> Outcome:
     """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
     trace = list(sequences)
@@ -211,6 +212,8 @@ def step(
     arrivals = admissible(trace, outcome, scheduler, total_blocks, block_tokens, concurrency)
     caches = make_caches(replicas, total_blocks, block_tokens, prefix_unit_tokens)
     engines = [_Replica(Stepper(scheduler, total_blocks, block_tokens, cache), time, outcome) for cache in caches]
+    for engine, controller in zip(engines, controllers or [], strict=False):
+        engine.control(controller)
     released = len(arrivals) if concurrency is None else concurrency
     arrived = 0
     while True:
@@ -249,9 +252,27 @@ class _Replica:
         self.iteration: Iteration | None = None
         self.ends_ps = 0
         self.outstanding = 0
+        self.controller: PaceController | None = None
+        self.change_ps = NO_TIME
+
+    def control(self, controller: PaceController) -> None:
+        """Let a controller change what iterations take."""
+        self.controller = controller
+        self.change_ps = change_ps(controller, -1, NO_TIME)
+
+    def _observe(self, now: int) -> None:
+        stepper = self.stepper
+        if self.controller is None or now < self.change_ps or not (stepper.waiting or stepper.active):
+            return
+        decoding = len(stepper.active) - len(stepper.prefilling)
+        blocks = (stepper.free_blocks, stepper.total_blocks)
+        seen = EngineObservation(now / 1e12, len(stepper.waiting), decoding, *blocks)
+        self.time = self.controller.observe(seen) or self.time
+        self.change_ps = change_ps(self.controller, now, NO_TIME)
 
     def start(self, now: int) -> None:
         """Begin an iteration, if there is anything to compute."""
+        self._observe(now)
         iteration = self.stepper.begin(now)
         while iteration.preempted and not iteration.prompts and not iteration.decoding:
             self._count(iteration)

@@ -41,7 +41,12 @@ class Window:
 
 
 def measure_device(
-    *, processes: int = PROCESSES, name: str | None = None, on_progress: Callable[[float], None] | None = None
+    *,
+    processes: int = PROCESSES,
+    name: str | None = None,
+    rounds: int = ROUNDS,
+    window_s: float = WINDOW_S,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Device:
     """Measure, and describe one process's share of this machine as a device.
 
@@ -54,6 +59,7 @@ def measure_device(
     Args:
         processes: how many work at the same time.
         name: of the device; the processor's unless given.
+        rounds, window_s: how often each kernel is timed, and for how long each time.
         on_progress: called with the fraction that is done.
     """
     if processes < 1:
@@ -66,7 +72,7 @@ def measure_device(
         if on_progress is not None and rank == 0:
             on_progress(done)
 
-    launch(_measure, processes, on_event=hear)
+    launch(_measure, processes, rounds, window_s, on_event=hear)
     shares = [w.share for seen in windows.values() for w in seen if w.share > 0]
     rates = {key: statistics.median(w.rate for w in seen) for key, seen in windows.items()}
     return _describe(rates, processes, name, statistics.median(shares))
@@ -112,8 +118,8 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "this-machine"
 
 
-def _measure(rank: Rank) -> None:
-    """What each process does: every kernel in turn, `ROUNDS` times over, in step with the others."""
+def _measure(rank: Rank, rounds: int, window_s: float) -> None:
+    """What each process does: every kernel in turn, ``rounds`` times over, in step with the others."""
     from froude.tank.kernels import Kernel, empty_operator, kernels, memory_copy
     from froude.tank.links import exchanges
 
@@ -126,13 +132,13 @@ def _measure(rank: Rank) -> None:
         ]
         if rank.count > 1:
             work += exchanges(rank)
-        for turn in range(ROUNDS):
+        for turn in range(rounds):
             for index, kernel in enumerate(work):
-                window = _window(kernel, rank)
-                rank.report((window, (turn + (index + 1) / len(work)) / ROUNDS))
+                window = _window(kernel, rank, window_s)
+                rank.report((window, (turn + (index + 1) / len(work)) / rounds))
 
 
-def _window(kernel: Kernel, rank: Rank) -> Window:
+def _window(kernel: Kernel, rank: Rank, window_s: float) -> Window:
     import torch
     import torch.distributed as dist
 
@@ -141,7 +147,7 @@ def _window(kernel: Kernel, rank: Rank) -> Window:
     begun = time.perf_counter()
     run()
     once = time.perf_counter() - begun
-    counts = torch.tensor([max(1.0, WINDOW_S / once)])
+    counts = torch.tensor([max(1.0, window_s / once)])
     dist.all_reduce(counts, op=dist.ReduceOp.MIN)  # messages need as many calls on every rank
     count = int(counts.item())
     dist.barrier()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from froude.runtime.models.llama import ROPE_THETA, causal_attention, rotate, rotation
 
-WORKING_SET = 64e6  # bytes that a benchmark rotates through
-MOST_COPIES = 48
+WORKING_SET = 32e6  # bytes that a benchmark rotates through
+MOST_COPIES = 32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Run = Callable[[], Any]

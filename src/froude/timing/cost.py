@@ -33,6 +33,7 @@ class Collective:
         name: what it is for ("tp-forward", "gradients", "weights").
         count: how many times it runs.
         overhead: operators that run on the device as part of it (quantise, dequantise, cast).
+        hides_behind: name of the operators of the same pass that it runs alongside; only what outlasts them is exposed.
     """
 
     kind: CollectiveKind
@@ -41,6 +42,7 @@ class Collective:
     name: str
     count: Array = 1
     overhead: tuple[Operator, ...] = ()
+    hides_behind: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Stack(Spec):
         gradient_overlap: data-parallel gradients (and ZeRO's parameters) alone, or by buckets alongside the backward
             (forward) pass.
         shard_overlap: gathers of sharded parameters (FSDP, ZeRO-3) alone, or ahead of need.
+        accumulation: gradients of further micro-batches are added by the product that makes them, or in a pass apart.
         gradients: type in which gradients are accumulated and reduced: fp32, or the compute type.
         pipeline_overlap: sends between stages alone, or posted ahead of need.
         source: where this is documented.
@@ -40,6 +41,7 @@ class Stack(Spec):
     gradient_overlap: Literal["none", "bucketed"] = "bucketed"
     shard_overlap: Literal["none", "prefetch"] = "prefetch"
     pipeline_overlap: Literal["none", "overlapped"] = "overlapped"
+    accumulation: Literal["fused", "separate"] = "fused"
     gradients: Literal["fp32", "compute"] = "fp32"
     source: str = ""
 

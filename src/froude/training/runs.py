@@ -277,7 +277,6 @@ def _stack(row: _Row) -> Stack:
         changes["attention"] = row.cells["attention"]
     if row.cells.get("fused_norm"):
         changes["fusion"] = _tables()["fused_norm"].get(row.cells["fused_norm"], "fused")
-    for mechanism in ("gradient_overlap",):
-        if mechanism in row.defaults:
-            changes[mechanism] = row.defaults[mechanism]
+    # What is known of a source's software is more than the columns can say.
+    changes |= row.defaults.get("mechanisms", {})
     return find_stack(row.defaults["stack"]).but(**changes)

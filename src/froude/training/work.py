@@ -1,6 +1,6 @@
 """What one training step does on one rank, before anything is priced: blocks of operators, and communication.
 
-A model is three kinds of block: embedding, layer, head. This is where a technique adds, removes or changes operators
+A model is made of blocks: embedding, layers, head; a mixture of experts may have some dense layers first. This is where a technique adds, removes or changes operators
 and collectives; sizes are arrays over the candidates of a batch.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.models.architecture import Architecture
-from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Matmul, Operator
+from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, GroupedMatmul, Matmul, Operator
 from froude.models.transformer import (
     activation_tensors,
     embedding_operators,
@@ -25,11 +25,10 @@ from froude.models.transformer import (
 from froude.timing.cost import Collective
 from froude.timing.stack import Stack
 from froude.training.placement import LayoutBatch, Placement
-from froude.training.plan import Job
+from froude.training.plan import Job, Recompute
 
-BlockName = Literal["embedding", "layer", "head"]
+BlockName = Literal["embedding", "layer", "dense-layer", "head"]
 Work = tuple[Operator | Collective, ...]
-BLOCKS: tuple[BlockName, ...] = ("embedding", "layer", "head")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Block:
     Attributes:
         forward, backward: operators and blocking collectives of one micro-batch, in order.
         parameters: held by the rank when nothing is sharded over data-parallel ranks.
+        expert_parameters: of those, in experts.
         saved_bytes: kept from the forward for the backward pass of one micro-batch.
         transient_bytes: needed only while a pass runs.
     """
@@ -48,6 +48,7 @@ class Block:
     parameters: Array
     saved_bytes: Array
     transient_bytes: Array = 0.0
+    expert_parameters: Array = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,14 @@ def step_work(arch: Architecture, job: Job, batch: LayoutBatch, placement: Place
         "layer": _layer(arch, job, batch, placement, stack),
         "head": _head(arch, job, batch, placement),
     }
-    dp = placement.group("dp")
+    if arch.experts is not None and arch.experts.dense_layers:
+        blocks["dense-layer"] = _layer(arch, job, batch, placement, stack, dense=True)
     weights, gradients = placement.states["weights"], placement.states["gradients"]
 
     def per_block(
         kind: Literal["all-gather", "reduce-scatter", "all-reduce"], size: float, name: str
     ) -> dict[BlockName, tuple[Collective, ...]]:
-        return {
-            block: (Collective(kind=kind, bytes=part.parameters * size, group=dp, name=name),)
-            for block, part in blocks.items()
-        }
+        return {block: _replicated(part, placement, kind, size, name) for block, part in blocks.items()}
 
     gather_forward = gather_backward = None
     gathered = per_block("all-gather", weights.bytes_per_parameter, "weights")
@@ -120,15 +119,39 @@ def step_work(arch: Architecture, job: Job, batch: LayoutBatch, placement: Place
     reduced = per_block(
         "reduce-scatter" if batch.zero_stage >= 1 else "all-reduce", gradients.bytes_per_parameter, "gradients"
     )
-    shards = placement.states["optimizer"].shards
+    optimizer = placement.states["optimizer"]
     return StepWork(
         blocks=blocks,
         gather_forward=gather_forward,
         gather_backward=gather_backward,
         reduce=Sync(reduced, "pass" if batch.zero_stage >= 2 else "step"),
-        update={name: _adam(block.parameters / shards, job) for name, block in blocks.items()},
+        update={
+            name: _adam(
+                (block.parameters - block.expert_parameters) / optimizer.shards
+                + block.expert_parameters / placement.expert_shards(optimizer),
+                job,
+            )
+            for name, block in blocks.items()
+        },
         send=_send(arch, job, batch, placement),
     )
+
+
+def _replicated(
+    block: Block,
+    placement: Placement,
+    kind: Literal["all-gather", "reduce-scatter", "all-reduce"],
+    size: float,
+    name: str,
+) -> tuple[Collective, ...]:
+    """A collective over the replicas of a block; experts have replicas of their own."""
+    shared = block.parameters - block.expert_parameters
+    over_shared = Collective(kind=kind, bytes=shared * size, group=placement.replicas(), name=name)
+    if not np.any(block.expert_parameters):
+        return (over_shared,)
+    experts = placement.expert_replicas()
+    over_experts = Collective(kind=kind, bytes=block.expert_parameters * size, group=experts, name=f"expert-{name}")
+    return (over_shared, over_experts)
 
 
 def stream_bytes(arch: Architecture, job: Job, batch: LayoutBatch) -> Array:
@@ -146,49 +169,89 @@ def stream_dtype(job: Job) -> str:
     return "bf16" if job.precision == "fp8" else job.precision
 
 
-def _layer(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> Block:
+def _layer(
+    arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack, *, dense: bool = False
+) -> Block:
     ways = _ways(arch, placement)
     dtype = stream_dtype(job)
     operators = [
         _product_dtype(op, job).shard(ways)
-        for op in layer_operators(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype)
+        for op in layer_operators(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype, dense=dense)
     ]
+    routed = arch.experts is not None and not dense
     out = next(i for i, op in enumerate(operators) if op.name == "attention-out") + 1
     opening, closing = _region_collectives(arch, job, batch, placement)
-    # Two regions, attention and MLP, each between its opening and its closing collective.
-    forward: Work = (*opening, *operators[:out], *closing, *opening, *operators[out:], *closing)
-    backward = _reversed(operators)
-    regions_backward = 2 * _region_backward(arch, job, batch, placement)
-    core = [op for op in operators if isinstance(op, Attention)]
+    ring, ring_backward = _ring(arch, job, batch, placement, ways)
+    # Two regions, attention and MLP, each between its opening and its closing collective. Routed tokens travel to
+    # their experts and back instead.
+    attention: Work = (*opening, *operators[:out], *ring, *closing)
+    there, back = _exchange(arch, job, batch, placement) if routed else (opening, closing)
+    forward: Work = (*attention, *there, *operators[out:], *back)
+    region = _region_backward(arch, job, batch, placement)
+    regions_backward: Work = (*region, *ring_backward, *(there if routed else region), *(back if routed else ()))
     flash = stack.attention not in ("unfused", "fused-softmax")
     again: Work = ()
     if batch.recompute == "full":
         again = forward
     elif batch.recompute == "selective":
-        again = tuple(core)
-    tensors = activation_tensors(
-        arch,
-        batch=batch.micro_batch,
-        queries=job.seq_len,
-        dtype=dtype,
-        recompute=batch.recompute,
-        attention="flash" if flash else "unfused",
-    )
-    saved = sum((tensor.shard(ways) for tensor in tensors), start=0.0)
-    # While a layer is recomputed, what it would have saved exists for that one layer.
-    transient: Array = 0.0
-    if batch.recompute != "none":
-        whole = activation_tensors(
-            arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype, attention="flash" if flash else "unfused"
+        again = tuple(op for op in operators if isinstance(op, Attention))
+
+    def kept(recompute: Recompute) -> Array:
+        tensors = activation_tensors(
+            arch,
+            batch=batch.micro_batch,
+            queries=job.seq_len,
+            dtype=dtype,
+            recompute=recompute,
+            attention="flash" if flash else "unfused",
+            dense=dense,
         )
-        transient = sum((tensor.shard(ways) for tensor in whole), start=0.0) - saved
+        return sum((tensor.shard(ways) for tensor in tensors), start=0.0)
+
+    saved = kept(batch.recompute)
+    expert_parameters: Array = 0.0
+    if routed and arch.experts is not None:
+        pieces = placement.mesh["ep"] if batch.spread_experts else placement.mesh["tp"]
+        expert_parameters = arch.experts.count * arch.expert_parameters / pieces
+    whole = arch.dense_layer_parameters if dense else arch.layer_parameters
+    everywhere = whole - (arch.experts.count * arch.expert_parameters if routed and arch.experts else 0)
     return Block(
         forward=forward,
-        backward=(*again, *backward, *regions_backward),
-        parameters=arch.layer_parameters / placement.mesh["tp"],
+        backward=(*again, *_reversed(operators), *regions_backward),
+        parameters=everywhere / placement.mesh["tp"] + expert_parameters,
         saved_bytes=saved,
-        transient_bytes=transient,
+        # While a layer is recomputed, what it would have saved exists for that one layer.
+        transient_bytes=kept("none") - saved if batch.recompute != "none" else 0.0,
+        expert_parameters=expert_parameters,
     )
+
+
+def _exchange(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> tuple[Work, Work]:
+    """Routed tokens to their experts and back; experts cut by tensor parallelism see the tokens of all its ranks."""
+    assert arch.experts is not None
+    routed = stream_bytes(arch, job, batch) * arch.experts.top_k
+    if batch.spread_experts:
+        size = routed / batch.tensor_parallel
+        there = Collective(kind="all-to-all", bytes=size, group=placement.experts(), name="ep-dispatch")
+        return (there,), (replace(there, name="ep-combine"),)
+    return _region_collectives(arch, job, batch, placement)
+
+
+def _ring(
+    arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, ways: Mapping[str, Array]
+) -> tuple[Work, Work]:
+    """Context parallelism: keys and values go round the ring while attention works on those that are here.
+
+    The backward pass sends them round again, and their gradients. Liu et al. 2023, Ring Attention, arXiv:2310.01889.
+    """
+    if not np.any(np.greater(batch.context_parallel, 1)):
+        return (), ()
+    tokens = batch.micro_batch * job.seq_len
+    size = 2.0 * tokens * arch.kv_width / ways["kv_heads"] * activation_bytes(job)
+    group = placement.group("cp")
+    pass_on = Collective(kind="all-gather", bytes=size, group=group, name="cp-ring", hides_behind="attention")
+    again = replace(pass_on, hides_behind="attention-backward")
+    return (pass_on,), (again, replace(again, kind="reduce-scatter", name="cp-ring-gradients"))
 
 
 def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> Block:
@@ -244,7 +307,7 @@ def _ways(arch: Architecture, placement: Placement) -> dict[str, Array]:
 
 def _product_dtype(op: Operator, job: Job) -> Operator:
     """FP8 jobs run the matrix products of the layers in 8 bits; the rest of the stream stays in 16."""
-    if job.precision == "fp8" and isinstance(op, Matmul) and op.name != "lm-head":
+    if job.precision == "fp8" and isinstance(op, (Matmul, GroupedMatmul)) and op.name not in ("lm-head", "router"):
         return replace(op, dtype="fp8")
     return op
 
@@ -284,6 +347,29 @@ def _send(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement
     if batch.sequence_parallel:
         size = size / batch.tensor_parallel
     return Collective(kind="send", bytes=size, group=placement.group("pp"), name="pipeline")
+
+
+def _accumulation(parameters: Array, job: Job, batch: LayoutBatch, stack: Stack) -> tuple[Operator, ...]:
+    """Adding a micro-batch's gradients to those of the micro-batches before it, where that is a pass of its own.
+
+    Sharded gradients (ZeRO-2 and 3) are reduced first and added as shards, which is little.
+    """
+    if stack.accumulation == "fused" or batch.zero_stage >= 2:
+        return ()
+    micro_batches = job.global_batch_sequences / (batch.data_parallel * batch.micro_batch)
+    widened = stack.gradients == "fp32" and job.precision != "fp32"
+    return (
+        Elementwise(
+            name="accumulate",
+            dtype="fp32" if widened else stream_dtype(job),
+            rows=parameters,
+            width=1,
+            reads=1.5 if widened else 2.0,
+            writes=1.0,
+            fusable=False,
+            count=1.0 - 1.0 / micro_batches,
+        ),
+    )
 
 
 def _adam(parameters: Array, job: Job) -> tuple[Operator, ...]:

@@ -108,9 +108,12 @@ class Jumper(View):
         """Bring a decoding sequence's own counts up to date."""
         finish = self.finish_at[sequence.id]
         if finish:
-            sequence.generated_tokens = sequence.output_tokens - (finish - self.counter)
-            sequence.computed_tokens = sequence.prompt_tokens + sequence.generated_tokens - 1
-            sequence.blocks = max(sequence.blocks, -(-sequence.computed_tokens // self.block_tokens))
+            generated = sequence.output_tokens - (finish - self.counter)
+            computed = sequence.prompt_tokens + generated - 1
+            blocks = -(-computed // self.block_tokens)
+            sequence.generated_tokens, sequence.computed_tokens = generated, computed
+            if blocks > sequence.blocks:
+                sequence.blocks = blocks
 
     def _admit(self, sequence: Sequence) -> None:
         self._drop_dead_tail()
@@ -135,7 +138,8 @@ class Jumper(View):
             )
 
     def _stop_decoding(self, sequence: Sequence) -> None:
-        """A decoding sequence, its counts revealed, leaves."""
+        """A decoding sequence leaves, its counts brought up to date."""
+        self._reveal(sequence)
         self.finish_at[sequence.id] = 0
         self.decoding -= 1
         self.context_tokens -= sequence.computed_tokens
@@ -157,7 +161,6 @@ class Jumper(View):
 
     def _preempt(self, sequence: Sequence) -> None:
         if self.finish_at[sequence.id]:
-            self._reveal(sequence)
             self._stop_decoding(sequence)
         else:
             self.prefilling.remove(sequence)
@@ -219,7 +222,7 @@ class Jumper(View):
         size, growing, completions, finish_at = self.block_tokens, self.growing, self.completions, self.finish_at
         trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
         cache = self.cache
-        now = 0
+        now = iterations = busy = 0
         change = change_ps(self.controller, -1, NO_TIME)
         next_arrival = self._next_arrival()
         while True:
@@ -329,8 +332,8 @@ class Jumper(View):
                     outcome.segments.append(self._segment(now, count, first, slope, rows, prefill))
                 now += took
                 left -= count
-                self.busy_ps += took
-                self.iterations += count
+                busy += took
+                iterations += count
                 self.free_blocks -= blocks
                 if cache is not None:
                     cache.take(blocks)
@@ -366,7 +369,6 @@ class Jumper(View):
                         sequence = trace[heappop(completions) & _ID_MASK]
                         if finish_at[sequence.id] == counter:
                             finished = True
-                            self._reveal(sequence)
                             self._stop_decoding(sequence)
                             self._complete(sequence, now)
                 if finished:
@@ -377,6 +379,7 @@ class Jumper(View):
                     lapsed = lapsed or on_completion or now >= cut or not self.decoding
                 if lapsed:
                     break
+        self.iterations, self.busy_ps = iterations, busy
         if queue:
             raise FroudeError(f"scheduler {self.scheduler.name}: left {len(queue)} sequences waiting on an idle engine")
 

@@ -81,7 +81,11 @@ def admissible(
 
     In a closed loop of ``concurrency`` clients the first so many arrive at once and the others have no time yet.
     """
-    able = [s for s in trace if fits(s, scheduler, total_blocks, block_tokens)]
+    most = (total_blocks - scheduler.watermark_blocks(total_blocks)) * block_tokens
+    if type(scheduler).reserved_tokens is Scheduler.reserved_tokens:  # `fits` in line: a trace may be long
+        able = [s for s in trace if s.prompt_tokens + s.output_tokens - 1 <= most]
+    else:
+        able = [s for s in trace if fits(s, scheduler, total_blocks, block_tokens)]
     outcome.rejected = len(trace) - len(able)
     if concurrency is not None:
         for place, sequence in enumerate(able):

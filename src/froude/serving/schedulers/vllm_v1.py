@@ -27,9 +27,13 @@ class VllmV1(Scheduler):
         free = view.free_blocks - view.decode_blocks
         if free < 0:
             return _DECODE_ONCE
+        waiting, partial = view.waiting, view.prefilling
         budget = self.max_batched_tokens - view.decoding
+        room = self.max_seqs - view.decoding - len(partial)
+        if not waiting and not partial and budget > 0 and room > 0:
+            return _DECODE_UNTIL_ARRIVAL
         prefill: list[tuple[Sequence, int]] = []
-        for sequence in view.prefilling:
+        for sequence in partial:
             tokens = min(sequence.remaining_tokens, budget)
             if tokens <= 0:
                 break
@@ -39,10 +43,8 @@ class VllmV1(Scheduler):
             free -= blocks
             budget -= tokens
             prefill.append((sequence, tokens))
-        room = self.max_seqs - view.decoding - len(view.prefilling)
         if self.watermark:
             free -= self.watermark_blocks(view.total_blocks)
-        waiting = view.waiting
         blocked = False  # for want of cache
         while budget > 0 and room > 0 and waiting:
             sequence = waiting.peek()

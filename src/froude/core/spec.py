@@ -73,7 +73,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write through a temporary sibling and a rename, so that no reader ever sees half a file."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidValueError("path", str(path), f"cannot be written ({error.strerror})") from None
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if isinstance(content, bytes):

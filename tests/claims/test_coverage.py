@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import typer.main
 
 from froude.claims.claim import load_claim
 from froude.claims.coverage import SHOWN, STATUSES, Work, all_works, coverage
-from froude.claims.runner import run_claim
+from froude.claims.runner import ClaimResult
 from froude.cli import app
 from froude.core.errors import FroudeError
 
@@ -72,10 +73,10 @@ def test_what_is_implemented_is_listed() -> None:
 @pytest.mark.parametrize(
     "work", [w for w in BACKED if "reproduced" in (w.status, *w.also)], ids=lambda work: str(work.idx)
 )
-def test_what_is_reproduced_holds(work: Work) -> None:
+def test_what_is_reproduced_holds(work: Work, shortened: Callable[[str], ClaimResult]) -> None:
     names = re.findall(r"check claims ([\w-]+)", f"{work.command} {work.note or ''}")
-    claims = [load_claim(name) for name in names]
-    assert any(claim.source.catalogue == work.idx and run_claim(claim).verdict == "holds" for claim in claims)
+    own = [name for name in names if load_claim(name).source.catalogue == work.idx]
+    assert any(shortened(name).verdict == "holds" for name in own)
 
 
 def test_counts() -> None:

@@ -6,13 +6,14 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from froude.claims.arm import arm_type, find_metric
 from froude.claims.claim import Claim, Published, claim_names, load_claim, merge
-from froude.claims.runner import HOLDS_WITHIN, check_claims, run_claim
+from froude.claims.runner import HOLDS_WITHIN, ClaimResult, check_claims, run_claim
 from froude.claims.serving import Lengths, ServingArm
 from froude.claims.training import TrainingArm
 from froude.core.errors import FroudeError, UnknownNameError
@@ -73,14 +74,21 @@ def test_lengths_follow_their_quantiles() -> None:
     assert (short.input_tokens + short.output_tokens).max() <= 1500
 
 
-def test_interleaving_emerges_with_its_controls() -> None:
-    result = check_claims("ptd-p-interleaving").results[0]
+def test_interleaving_emerges_with_its_controls(shortened: Callable[[str], ClaimResult]) -> None:
+    result = shortened("ptd-p-interleaving")
     assert result.verdict == "holds"
     gains = [point.gain for point in result.points]
     assert gains == sorted(gains, reverse=True)
     assert gains[0] > 1.10
     assert result.off is not None and result.off.gain == 1.0
     assert result.removed is not None and result.removed.gain < 1.02
+
+
+def test_nanoflow_emerges(shortened: Callable[[str], ClaimResult]) -> None:
+    result = shortened("nanoflow-ablation")
+    assert result.verdict == "holds"
+    alone, network, both = (point.gain for point in result.points)
+    assert alone < 1.0 < network < both
 
 
 def test_zero_memory_is_the_papers_arithmetic() -> None:

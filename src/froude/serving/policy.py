@@ -74,7 +74,7 @@ class Sequence:
         self.blocks = 0
         self.priority = priority
         self.prefix = prefix
-        self.units: list[int] = []
+        self.units: list[int]  # set at admission, with a prefix cache
 
     @property
     def remaining_tokens(self) -> int:

@@ -168,10 +168,12 @@ def _attention(op: Attention, rates: Rates) -> Work:
         return Work(op.flops / rate, traffic, kernels)
     multiple = constants["attention.head_multiple"]
     padding = np.ceil(np.divide(op.head_dim, multiple)) * multiple / op.head_dim
+    keys = 2.0 * np.divide(op.pairs, op.tokens)  # a causal query sees half of its sequence
+    ramp = 1.0 + constants.of_generation("attention.ramp_keys", rates.device.name) / np.maximum(keys, 1.0)
     fraction = flash_fraction(rates)
     if backward:
         fraction *= constants["attention.backward_speed"]
-    return Work(op.flops * padding / (fraction * rate), traffic, kernels)
+    return Work(op.flops * padding * ramp / (fraction * rate), traffic, kernels)
 
 
 def flash_fraction(rates: Rates) -> float:

@@ -10,6 +10,8 @@ arXiv:2312.07104.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from froude.core.errors import InvalidValueError
 from froude.serving.outcome import Outcome
 from froude.serving.policy import Sequence
@@ -34,7 +36,8 @@ class PrefixCache:
         self.unit_blocks = unit_tokens // block_tokens
         self.empty = total_blocks
         self.readers: dict[int, int] = {}
-        self.idle: dict[int, None] = {}
+        self.idle: OrderedDict[int, None] = OrderedDict()
+        self._matched: Sequence | None = None  # what `match` said of it still holds
         self.hit_tokens = self.prompt_tokens = 0
 
     def match(self, sequence: Sequence) -> None:
@@ -50,9 +53,13 @@ class PrefixCache:
             found += 1
         sequence.computed_tokens = found * self.unit_tokens
         sequence.blocks = paid * self.unit_blocks
+        self._matched = sequence
 
     def acquire(self, sequence: Sequence) -> int:
-        """A matched sequence is admitted and holds what was found; returns the free blocks that this takes."""
+        """A sequence is admitted and holds what is found; returns the free blocks that this takes."""
+        if sequence is not self._matched:
+            self.match(sequence)
+        self._matched = None
         found = sequence.computed_tokens // self.unit_tokens
         sequence.units = list(sequence.prefix[:found])
         taken = found - sequence.blocks // self.unit_blocks
@@ -83,13 +90,15 @@ class PrefixCache:
 
     def take(self, blocks: int) -> None:
         """Blocks are handed out; the least recently used units make room."""
+        self._matched = None
         self.empty -= blocks
         while self.empty < 0:
-            del self.idle[next(iter(self.idle))]
+            self.idle.popitem(last=False)
             self.empty += self.unit_blocks
 
     def release(self, sequence: Sequence) -> int:
         """A sequence leaves; returns the blocks that become free. The end of its prompt is evicted first."""
+        self._matched = None
         own = sequence.blocks - len(sequence.units) * self.unit_blocks
         self.empty += own
         freed = own

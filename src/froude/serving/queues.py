@@ -37,12 +37,14 @@ class FirstComeQueue:
 
     def pop(self) -> Sequence:
         """Take the next one out; it holds its part of the prefix cache from now on."""
-        if self.engine.cache is not None:
-            self.engine.free_blocks -= self.engine.cache.acquire(self.peek())
         if self.front:
-            return self.front.pop()
-        self.head += 1
-        return self.arrivals[self.head - 1]
+            sequence = self.front.pop()
+        else:
+            sequence = self.arrivals[self.head]
+            self.head += 1
+        if self.engine.cache is not None:
+            self.engine.free_blocks -= self.engine.cache.acquire(sequence)
+        return sequence
 
     def arrive(self, until: int) -> None:
         """Requests up to that index of the trace have arrived."""
@@ -76,9 +78,10 @@ class KeyedQueue:
 
     def pop(self) -> Sequence:
         """Take the next one out; it holds its part of the prefix cache from now on."""
+        sequence = heappop(self.heap)[2]
         if self.engine.cache is not None:
-            self.engine.free_blocks -= self.engine.cache.acquire(self.peek())
-        return heappop(self.heap)[2]
+            self.engine.free_blocks -= self.engine.cache.acquire(sequence)
+        return sequence
 
     def arrive(self, until: int) -> None:
         """Requests up to that index of the trace have arrived."""

@@ -48,10 +48,10 @@ class Queue:
 
     def pop(self) -> Sequence:
         """Take the next one out; it holds its part of the prefix cache from now on."""
-        sequence = self.peek()
+        sequence = self.items.pop(0)
         if self.engine.cache is not None:
             self.engine.free_blocks -= self.engine.cache.acquire(sequence)
-        return self.items.pop(0)
+        return sequence
 
     def put(self, sequence: Sequence, front: bool) -> None:
         """Join: by the scheduler's key if it has one, else at the front (preempted) or the back (arrived)."""

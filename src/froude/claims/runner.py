@@ -18,6 +18,7 @@ HOLDS_WITHIN = 0.10
 """Largest median |ln(our gain / published gain)| with which a claim still holds; one figure for all claims."""
 
 Verdict = Literal["holds", "fails", "not run"]
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,24 @@ class ClaimsCheck:
         return {"claims": [r.json() for r in self.results], **{k.replace(" ", "_"): n for k, n in counts.items()}}
 
 
-def check_claims(name: str | None = None) -> ClaimsCheck:
+def check_claims(name: str | None = None, on_progress: Progress | None = None) -> ClaimsCheck:
     """Reproduce one registered claim, or all of them.
+
+    Args:
+        name: of the claim; all by default.
+        on_progress: told the claim at hand and the share of points already predicted.
 
     Raises:
         FroudeError: for an unknown name, naming the nearest.
     """
-    names = claim_names() if name is None else [name]
-    return ClaimsCheck(tuple(run_claim(load_claim(each)) for each in names))
+    claims = [load_claim(each) for each in (claim_names() if name is None else [name])]
+    points = sum(len(claim.points) for claim in claims)
+    results: list[ClaimResult] = []
+    for claim in claims:
+        if on_progress:
+            on_progress(claim.name, sum(len(result.claim.points) for result in results) / points)
+        results.append(run_claim(claim))
+    return ClaimsCheck(tuple(results))
 
 
 def run_claim(claim: Claim) -> ClaimResult:

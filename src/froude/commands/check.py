@@ -96,8 +96,10 @@ def check_claims(
     """Published results, reproduced from their settings or not; with controls."""
     from froude.claims.runner import check_claims as check
     from froude.reports.claims import print_claims
+    from froude.reports.serve_runs import ServeBar
 
-    result = check(name)
+    with ServeBar(silent=as_json) as bar:
+        result = check(name, on_progress=bar)
     assumptions = [f"{r.claim.name}: {text}" for r in result.results for text in r.claim.assumed]
     emit(result.json(), as_json=as_json, show=lambda: print_claims(result), assumptions=assumptions)
 

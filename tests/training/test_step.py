@@ -73,7 +73,7 @@ def test_batches_of_layouts_equal_single_ones() -> None:
 
 
 def test_search_returns_what_evaluating_everything_would() -> None:
-    here = scenario(cluster="h100-sxm:16")
+    here = scenario(cluster="h100-sxm:8")
     layouts = [layout for layout in enumerate_layouts(here, {}) if here.objection(layout) is None]
     everything = sorted(p.step_s for p in predict(here, layouts) if p.p_fit >= 0.9)
     found = [p.step_s for p in search(here, keep=5).best]
@@ -126,7 +126,8 @@ def test_a_parallel_step_on_one_device_is_its_work() -> None:
         ({"data_parallel": 32, "micro_batch": 4}, "does not divide the global batch"),
         ({"data_parallel": 16, "pipeline_parallel": 2, "zero_stage": 3}, "not combined with pipelines"),
         ({"data_parallel": 16, "pipeline_parallel": 2, "virtual_stages": 2}, "one chunk per stage"),
-        ({"data_parallel": 2, "context_parallel": 16}, "not modelled yet"),
+        ({"data_parallel": 32, "expert_parallel": 4}, "needs a mixture of experts"),
+        ({"data_parallel": 4, "context_parallel": 8, "tensor_parallel": 1, "expert_parallel": 3}, "mixture of experts"),
     ],
 )
 def test_impossible_layouts_say_why(layout: dict, said: str) -> None:
@@ -150,3 +151,38 @@ def test_fixed_fields() -> None:
             parse_fixed(bad)
     found = search(scenario(), keep=3, fixed={"tensor_parallel": 4}).best
     assert {p.layout.tensor_parallel for p in found} == {4}
+
+
+MIXTURE = Scenario(resolve("mixtral-8x7b"), parse_cluster("h100-sxm:32"), JOB, find_stack("megatron"))
+
+
+def test_experts_are_spread_and_states_conserved() -> None:
+    layouts = [Layout(data_parallel=32, expert_parallel=ep, recompute="full") for ep in (1, 2, 8)]
+    for layout, prediction in zip(layouts, predict(MIXTURE, layouts), strict=True):
+        parts = prediction.ledger(own_machine=False).stages[0]
+        arch = MIXTURE.architecture
+        experts = arch.layers * 8 * arch.expert_parameters
+        held = arch.parameters - experts + experts / layout.expert_parallel
+        assert parts["weights"] == pytest.approx(2 * held, rel=1e-6)
+        assert parts["optimizer"] == pytest.approx(12 * arch.parameters / 32, rel=1e-6)
+
+
+def test_spreading_experts_costs_an_exchange() -> None:
+    together, spread = predict(
+        MIXTURE, [Layout(data_parallel=32, expert_parallel=ep, zero_stage=1, recompute="full") for ep in (1, 8)]
+    )
+    assert "expert and context communication" not in waterfall(together).seconds
+    assert waterfall(spread).seconds["expert and context communication"] > 0
+
+
+def test_context_parallelism_divides_a_long_sequence() -> None:
+    job = Job(seq_len=131072, global_batch_tokens=131072 * 8)
+    long = Scenario(resolve("llama-3.1-8b"), parse_cluster("h100-sxm:32"), job, find_stack("megatron"))
+    one, four = predict(
+        long, [Layout(data_parallel=8 // cp, context_parallel=4 * cp, recompute="full") for cp in (1, 4)]
+    )
+    assert (
+        four.ledger(own_machine=False).stages[0]["activations"] < one.ledger(own_machine=False).stages[0]["activations"]
+    )
+    # Each rank does a quarter of each of four times as many sequences: the work is the same, the ring is longer.
+    assert four.step_s == pytest.approx(one.step_s, rel=0.25)

@@ -20,6 +20,10 @@ _COLUMNS = ("layout", "GPUs", "step", "tok/s/GPU", "MFU", "memory", "fits", "bub
 def layout_text(layout: Layout) -> str:
     """A layout in one line."""
     parts = [f"dp {layout.data_parallel}", f"tp {layout.tensor_parallel}", f"pp {layout.pipeline_parallel}"]
+    if layout.context_parallel > 1:
+        parts.append(f"cp {layout.context_parallel}")
+    if layout.expert_parallel > 1:
+        parts.append(f"ep {layout.expert_parallel}")
     if layout.virtual_stages > 1:
         parts.append(f"vpp {layout.virtual_stages}")
     parts += [f"mb {layout.micro_batch}", f"zero {layout.zero_stage}", f"recompute {layout.recompute}"]

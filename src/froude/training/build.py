@@ -30,6 +30,7 @@ class Structure:
         stages, chunks, micro_batches: of the pipeline.
         schedule: the order of passes.
         layers: of the model.
+        dense_layers: of those, leading ones with a dense MLP in a mixture of experts.
         gather_each, reduce_each: when weights are gathered and gradients reduced: every "pass", once per "step", or
             not at all (None).
         shard_overlap, gradient_overlap, pipeline_overlap: whether the stack overlaps that communication.
@@ -45,10 +46,11 @@ class Structure:
     shard_overlap: bool = True
     gradient_overlap: bool = True
     pipeline_overlap: bool = True
+    dense_layers: int = 0
 
     def compositions(self) -> tuple[Composition, ...]:
         """What each virtual stage is made of, first to last."""
-        return compositions(self.layers, self.stages, self.chunks)
+        return compositions(self.layers, self.stages, self.chunks, self.dense_layers)
 
     def stage_composition(self, stage: int) -> Composition:
         """All chunks of a stage together."""
@@ -56,9 +58,14 @@ class Structure:
 
 
 @lru_cache(maxsize=1024)
-def compositions(layers: int, stages: int, chunks: int) -> tuple[Composition, ...]:
+def compositions(layers: int, stages: int, chunks: int, dense_layers: int = 0) -> tuple[Composition, ...]:
     """What each virtual stage is made of, first to last."""
-    pieces: list[dict[BlockName, int]] = [{"layer": n} for n in split_layers(layers, stages * chunks)]
+    pieces: list[dict[BlockName, int]] = []
+    dense_left = dense_layers
+    for count in split_layers(layers, stages * chunks):
+        dense = min(count, dense_left)
+        dense_left -= dense
+        pieces.append({"layer": count - dense, "dense-layer": dense} if dense else {"layer": count})
     pieces[0]["embedding"] = 1
     pieces[-1]["head"] = 1
     return tuple(pieces)
@@ -247,12 +254,14 @@ class _Builder:
 
     def _parts(self, virtual: int, *, cut: bool) -> list[Composition]:
         whole = self.virtual[virtual]
-        layers = whole.get("layer", 0)
-        count = min(MAX_PARTS, layers) if cut else 1
+        kinds = [name for name in ("dense-layer", "layer") for _ in range(whole.get(name, 0))]
+        count = min(MAX_PARTS, len(kinds)) if cut else 1
         if count <= 1:
             return [whole]
-        sizes = [len(piece) for piece in np.array_split(np.arange(layers), count)]
-        parts: list[dict[BlockName, int]] = [{"layer": n} for n in sizes]
+        parts: list[dict[BlockName, int]] = []
+        for piece in np.array_split(np.array(kinds), count):
+            names, counts = np.unique(piece, return_counts=True)
+            parts.append(dict(zip(names.tolist(), counts.tolist(), strict=True)))
         if "embedding" in whole:
             parts[0]["embedding"] = 1
         if "head" in whole:

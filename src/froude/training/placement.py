@@ -28,11 +28,13 @@ class LayoutBatch:
     context_parallel: np.ndarray
     data_parallel: np.ndarray
     pipeline_parallel: np.ndarray
+    expert_parallel: np.ndarray
     virtual_stages: np.ndarray
     micro_batch: np.ndarray
     zero_stage: int
     recompute: Recompute
     sequence_parallel: bool
+    spread_experts: bool
 
     @classmethod
     def of(cls, layouts: Sequence[Layout]) -> LayoutBatch:
@@ -40,7 +42,7 @@ class LayoutBatch:
         kinds = {kind(layout) for layout in layouts}
         if len(kinds) != 1:
             raise ValueError(f"a batch holds layouts of one kind, not {len(kinds)}")
-        zero_stage, recompute, sequence_parallel = kinds.pop()
+        zero_stage, recompute, sequence_parallel, spread_experts = kinds.pop()
 
         def column(name: str) -> np.ndarray:
             return np.array([getattr(layout, name) for layout in layouts], dtype=float)
@@ -50,17 +52,19 @@ class LayoutBatch:
             context_parallel=column("context_parallel"),
             data_parallel=column("data_parallel"),
             pipeline_parallel=column("pipeline_parallel"),
+            expert_parallel=column("expert_parallel"),
             virtual_stages=column("virtual_stages"),
             micro_batch=column("micro_batch"),
             zero_stage=zero_stage,
             recompute=recompute,
             sequence_parallel=sequence_parallel,
+            spread_experts=spread_experts,
         )
 
 
-def kind(layout: Layout) -> tuple[int, Recompute, bool]:
+def kind(layout: Layout) -> tuple[int, Recompute, bool, bool]:
     """What layouts must share to be priced together."""
-    return layout.zero_stage, layout.recompute, layout.sequence_parallel
+    return layout.zero_stage, layout.recompute, layout.sequence_parallel, layout.expert_parallel > 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Placement:
     """Where everything is.
 
     Attributes:
-        mesh: mesh axis -> its size; arrays over candidates.
+        mesh: mesh axis -> its size; arrays over candidates. "ep" is not an axis of its own: it folds over the ranks of
+            "tp", "cp" and "dp", which hold whole experts of a layer between them.
         axes: logical axis of an operator -> mesh axis it is split over; axes left out are not split.
         states: "weights", "gradients", "optimizer", and what techniques add.
     """
@@ -104,21 +109,41 @@ class Placement:
             stride = stride * self.mesh[inner]
         return Group(self.mesh[axis], stride)
 
+    def replicas(self) -> Group:
+        """The ranks that hold the same part of the model, experts apart: context and data parallel ones."""
+        return Group(self.mesh["cp"] * self.mesh["dp"], self.mesh["tp"])
+
+    def experts(self) -> Group:
+        """The ranks that hold different experts of a layer."""
+        return Group(self.mesh["ep"], 1)
+
+    def expert_replicas(self) -> Group:
+        """The ranks that hold the same experts."""
+        if "expert" not in self.axes:
+            return self.replicas()
+        ranks = self.mesh["tp"] * self.mesh["cp"] * self.mesh["dp"]
+        return Group(ranks / self.mesh["ep"], self.mesh["ep"])
+
+    def expert_shards(self, state: State) -> Array:
+        """Pieces that the state of an expert is divided into, beyond the division of the experts."""
+        return np.where(np.greater(state.shards, 1), self.expert_replicas().ranks, 1.0)
+
     def with_state(self, name: str, state: State) -> Placement:
         """The same placement with one state added or replaced."""
         return replace(self, states={**self.states, name: state})
 
-    def resident_bytes(self, parameters: Array) -> dict[str, Array]:
-        """Bytes on one device of every state of a rank that holds ``parameters`` of the model."""
+    def resident_bytes(self, parameters: Array, expert_parameters: Array = 0.0) -> dict[str, Array]:
+        """Bytes on one device of every state of a rank that holds ``parameters``, some of them in experts."""
+        shared = parameters - expert_parameters
         return {
-            name: parameters * state.bytes_per_parameter / state.shards
+            name: (shared / state.shards + expert_parameters / self.expert_shards(state)) * state.bytes_per_parameter
             for name, state in self.states.items()
             if state.tier == "device"
         }
 
 
 def place(job: Job, batch: LayoutBatch, gradient_bytes: float) -> Placement:
-    """Megatron's placement with ZeRO: heads, MLP width and vocabulary over "tp", states over "dp" by ZeRO stage.
+    """Megatron's placement with ZeRO: heads, MLP width and vocabulary over "tp", states over replicas by ZeRO stage.
 
     Mixed precision keeps 16-bit weights with fp32 master weights and Adam moments (12 bytes); fp32 keeps the weights
     themselves and the moments (8 bytes). Source: Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054, section 3.1.
@@ -128,10 +153,13 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float) -> Placement:
         "cp": batch.context_parallel,
         "dp": batch.data_parallel,
         "pp": batch.pipeline_parallel,
+        "ep": batch.expert_parallel,
     }
-    axes = {"heads": "tp", "kv_heads": "tp", "ffn": "tp", "expert_ffn": "tp", "vocab": "tp", "sequence": "cp"}
+    axes = {"heads": "tp", "kv_heads": "tp", "ffn": "tp", "vocab": "tp", "sequence": "cp"}
     if batch.sequence_parallel:
         axes["tokens"] = "tp"
+    # Experts are either spread whole over ranks, each tensor-parallel rank routing its own tokens, or cut like an MLP.
+    axes |= {"expert": "ep", "expert_tokens": "tp"} if batch.spread_experts else {"expert_ffn": "tp"}
     mixed = job.precision != "fp32"
     sharded = batch.data_parallel * batch.context_parallel
     states = {

@@ -11,7 +11,7 @@ from froude.core.arrays import Array
 from froude.models.operator import Operator
 from froude.timing.cost import NOTHING, Collective, Cost, CostModel
 from froude.training.placement import Placement
-from froude.training.work import BLOCKS, BlockName, StepWork, Sync
+from froude.training.work import BlockName, StepWork, Sync
 
 Costs = Mapping[BlockName, Cost]
 
@@ -23,21 +23,25 @@ class Priced:
     Attributes:
         forward, backward: one micro-batch through one block, blocking collectives included.
         tensor_forward, tensor_backward: of that, what exposed tensor-parallel collectives take (for the waterfall).
+        exchange_forward, exchange_backward: likewise, context-parallel and expert-parallel collectives.
         gather_forward, gather_backward, reduce, update: of one block; empty mappings when there are none.
         send: one hand-over between stages.
-        parameters, saved_bytes, transient_bytes: of one block.
+        parameters, expert_parameters, saved_bytes, transient_bytes: of one block.
     """
 
     forward: Costs
     backward: Costs
     tensor_forward: Costs
     tensor_backward: Costs
+    exchange_forward: Costs
+    exchange_backward: Costs
     gather_forward: Costs
     gather_backward: Costs
     reduce: Costs
     update: Costs
     send: Cost
     parameters: Mapping[BlockName, Array]
+    expert_parameters: Mapping[BlockName, Array]
     saved_bytes: Mapping[BlockName, Array]
     transient_bytes: Mapping[BlockName, Array]
 
@@ -66,23 +70,27 @@ def price(work: StepWork, model: CostModel) -> Priced:
     backward: dict[BlockName, Cost] = {}
     tensor_forward: dict[BlockName, Cost] = {}
     tensor_backward: dict[BlockName, Cost] = {}
-    for name in BLOCKS:
-        block = work.blocks[name]
-        forward[name], tensor_forward[name] = _pass(block.forward, model)
-        backward[name], tensor_backward[name] = _pass(block.backward, model)
+    exchange_forward: dict[BlockName, Cost] = {}
+    exchange_backward: dict[BlockName, Cost] = {}
+    for name, block in work.blocks.items():
+        forward[name], tensor_forward[name], exchange_forward[name] = _pass(block.forward, model)
+        backward[name], tensor_backward[name], exchange_backward[name] = _pass(block.backward, model)
     return Priced(
         forward=forward,
         backward=backward,
         tensor_forward=tensor_forward,
         tensor_backward=tensor_backward,
+        exchange_forward=exchange_forward,
+        exchange_backward=exchange_backward,
         gather_forward=_sync(work.gather_forward, model),
         gather_backward=_sync(work.gather_backward, model),
         reduce=_sync(work.reduce, model),
         update={name: model.sequence(ops) for name, ops in work.update.items()},
         send=model.collective(work.send),
-        parameters={name: work.blocks[name].parameters for name in BLOCKS},
-        saved_bytes={name: work.blocks[name].saved_bytes for name in BLOCKS},
-        transient_bytes={name: work.blocks[name].transient_bytes for name in BLOCKS},
+        parameters={name: block.parameters for name, block in work.blocks.items()},
+        saved_bytes={name: block.saved_bytes for name, block in work.blocks.items()},
+        expert_parameters={name: block.expert_parameters for name, block in work.blocks.items()},
+        transient_bytes={name: block.transient_bytes for name, block in work.blocks.items()},
     )
 
 
@@ -102,17 +110,29 @@ def add_up(composition: Mapping[BlockName, int], sizes: Mapping[BlockName, Array
 
 def resident_bytes(composition: Mapping[BlockName, int], priced: Priced, placement: Placement) -> dict[str, Array]:
     """Bytes that a stage of that composition keeps throughout, by state."""
-    return placement.resident_bytes(add_up(composition, priced.parameters))
+    return placement.resident_bytes(
+        add_up(composition, priced.parameters), add_up(composition, priced.expert_parameters)
+    )
 
 
-def _pass(items: Sequence[Operator | Collective], model: CostModel) -> tuple[Cost, Cost]:
-    """Cost of a block's pass, and the part of it that is exposed tensor-parallel communication."""
+def _pass(items: Sequence[Operator | Collective], model: CostModel) -> tuple[Cost, Cost, Cost]:
+    """Cost of a block's pass; of that, exposed tensor-parallel communication, and exchanges with other ranks."""
     computed = model.sequence([item for item in items if not isinstance(item, Collective)])
-    exposed = model.exposed("tensor")
-    talked = model.sequence([item for item in items if isinstance(item, Collective)]).times(exposed)
-    busy = computed + talked
+    tensor = exchange = NOTHING
+    for item in items:
+        if not isinstance(item, Collective):
+            continue
+        cost = model.collective(item)
+        if item.hides_behind:
+            cover = model.sequence([op for op in items if isinstance(op, Operator) and op.name == item.hides_behind])
+            cost = Cost(np.maximum(0.0, cost.seconds - cover.seconds), cost.demands, cost.source)
+        if item.name.startswith("tp-"):
+            tensor = tensor + cost.times(model.exposed("tensor"))
+        else:
+            exchange = exchange + cost
+    busy = computed + tensor + exchange
     host_s = model.host_s(items)
-    return Cost(model.with_host(busy.seconds, host_s), busy.demands, busy.source), talked
+    return Cost(model.with_host(busy.seconds, host_s), busy.demands, busy.source), tensor, exchange
 
 
 def _sync(sync: Sync | None, model: CostModel) -> dict[BlockName, Cost]:

@@ -7,7 +7,7 @@ layouts found: what it returns is what evaluating everything would have returned
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -30,12 +30,16 @@ from froude.training.step import (
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 MAX_VIRTUAL_STAGES = 12
+LONG_SEQUENCE = 16384
+"""From this length on sequences may be divided too (context parallelism); before, there is nothing to win."""
 MIN_P_FIT = 0.9
 
 FIXABLE = {
     "tp": "tensor_parallel",
     "pp": "pipeline_parallel",
     "dp": "data_parallel",
+    "cp": "context_parallel",
+    "ep": "expert_parallel",
     "vpp": "virtual_stages",
     "micro_batch": "micro_batch",
     "zero": "zero_stage",
@@ -150,41 +154,58 @@ def enumerate_layouts(scenario: Scenario, fixed: Mapping[str, Any]) -> Iterator[
     devices, arch, job = scenario.cluster.count, scenario.architecture, scenario.job
     tensor = [t for t in _divisors(devices) if t <= max(1, scenario.cluster.scaleup_domain) and arch.heads % t == 0]
     pipeline = [p for p in _divisors(devices) if p <= arch.layers]
-    for tp, pp in product(_only(fixed, "tensor_parallel", tensor), _only(fixed, "pipeline_parallel", pipeline)):
-        if devices % (tp * pp):
+    context = [1, 2, 4, 8, 16] if job.seq_len >= LONG_SEQUENCE else [1]
+    for tp, pp, cp in product(
+        _only(fixed, "tensor_parallel", tensor),
+        _only(fixed, "pipeline_parallel", pipeline),
+        _only(fixed, "context_parallel", context),
+    ):
+        if devices % (tp * pp * cp):
             continue
-        dp = devices // (tp * pp)
+        dp = devices // (tp * pp * cp)
         if job.global_batch_sequences % dp or fixed.get("data_parallel", dp) != dp:
             continue
         per_replica = job.global_batch_sequences // dp
         sizes = [m for m in MICRO_BATCHES if per_replica % m == 0]
         chunks = [v for v in range(2, MAX_VIRTUAL_STAGES + 1) if pp > 1 and arch.layers % (pp * v) == 0]
-        for micro_batch, vpp, recompute in product(
-            _only(fixed, "micro_batch", sizes), _only(fixed, "virtual_stages", [1, *chunks]), RECOMPUTE
+        zero = [1, 3] if pp == 1 and dp > 1 else [1 if dp > 1 else 0]
+        for micro_batch, vpp, recompute, zero_stage, ep in product(
+            _only(fixed, "micro_batch", sizes),
+            _only(fixed, "virtual_stages", [1, *chunks]),
+            _only(fixed, "recompute", RECOMPUTE),
+            _only(fixed, "zero_stage", zero),
+            _only(fixed, "expert_parallel", _expert_choices(scenario, tp * cp * dp)),
         ):
-            if fixed.get("recompute", recompute) != recompute:
-                continue
-            schedule = fixed.get("schedule", "1f1b" if vpp == 1 else "interleaved-1f1b")
-            stages = _only(fixed, "zero_stage", [1, 3] if pp == 1 and dp > 1 else [1 if dp > 1 else 0])
-            for zero in stages:
-                yield Layout.model_construct(
-                    data_parallel=dp,
-                    tensor_parallel=tp,
-                    pipeline_parallel=pp,
-                    context_parallel=1,
-                    expert_parallel=1,
-                    virtual_stages=vpp,
-                    schedule=schedule,
-                    micro_batch=micro_batch,
-                    zero_stage=zero,
-                    sequence_parallel=tp > 1,
-                    recompute=recompute,
-                )
+            yield Layout.model_construct(
+                data_parallel=dp,
+                tensor_parallel=tp,
+                pipeline_parallel=pp,
+                context_parallel=cp,
+                expert_parallel=ep,
+                virtual_stages=vpp,
+                schedule=fixed.get("schedule", "1f1b" if vpp == 1 else "interleaved-1f1b"),
+                micro_batch=micro_batch,
+                zero_stage=zero_stage,
+                sequence_parallel=tp > 1,
+                recompute=recompute,
+            )
+
+
+def _expert_choices(scenario: Scenario, ranks: int) -> list[int]:
+    """Ways to spread experts over the ranks of a stage."""
+    experts = scenario.architecture.experts
+    if experts is None:
+        return [1]
+    return [e for e in _divisors(experts.count) if ranks % e == 0]
 
 
 def describe(layout: Layout) -> str:
     """A layout in one line."""
     parts = [f"dp {layout.data_parallel}", f"tp {layout.tensor_parallel}", f"pp {layout.pipeline_parallel}"]
+    if layout.context_parallel > 1:
+        parts.append(f"cp {layout.context_parallel}")
+    if layout.expert_parallel > 1:
+        parts.append(f"ep {layout.expert_parallel}")
     if layout.virtual_stages > 1:
         parts.append(f"vpp {layout.virtual_stages}")
     parts += [f"micro-batch {layout.micro_batch}", f"ZeRO-{layout.zero_stage}", f"recompute {layout.recompute}"]
@@ -205,7 +226,7 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _only(fixed: Mapping[str, Any], name: str, choices: list[int]) -> list[int]:
+def _only(fixed: Mapping[str, Any], name: str, choices: Sequence[Any]) -> Sequence[Any]:
     return [fixed[name]] if name in fixed else choices
 
 

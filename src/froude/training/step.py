@@ -22,7 +22,7 @@ from froude.training.build import Structure, build_program, compositions, stage_
 from froude.training.ledger import Ledger, probability_of_fit, reserved_bytes
 from froude.training.placement import LayoutBatch, Placement, kind, place
 from froude.training.plan import Job, Layout, TrainPlan
-from froude.training.price import Priced, add_up, combine, price
+from froude.training.price import Priced, add_up, combine, price, resident_bytes
 from froude.training.schedule import Schedule, schedules
 from froude.training.technique import StepContext, TrainingTechnique, techniques
 from froude.training.work import StepWork, step_work
@@ -72,16 +72,19 @@ class Scenario:
         arch, job = self.architecture, self.job
         if layout.devices != self.cluster.count:
             return f"layout uses {layout.devices} devices, the cluster has {self.cluster.count}"
-        if layout.context_parallel > 1 or layout.expert_parallel > 1:
-            return "context_parallel and expert_parallel above 1 are not modelled yet"
+        if job.seq_len % layout.context_parallel:
+            return f"context_parallel {layout.context_parallel} does not divide seq_len {job.seq_len}"
+        found = self._objection_to_experts(layout)
+        if found:
+            return found
         tp, pp = layout.tensor_parallel, layout.pipeline_parallel
         for name, size in (("heads", arch.heads), ("ffn", arch.ffn)):
             if size % tp:
                 return f"tensor_parallel {tp} does not divide {name} {size}"
         if tp % arch.kv_heads and arch.kv_heads % tp:
             return f"tensor_parallel {tp} and kv_heads {arch.kv_heads} do not divide one another"
-        if layout.sequence_parallel and job.seq_len % tp:
-            return f"tensor_parallel {tp} does not divide seq_len {job.seq_len}"
+        if layout.sequence_parallel and job.seq_len // layout.context_parallel % tp:
+            return f"tensor_parallel {tp} does not divide {job.seq_len // layout.context_parallel} tokens of a sequence"
         if pp * layout.virtual_stages > arch.layers:
             return f"{pp * layout.virtual_stages} virtual stages are more than the {arch.layers} layers"
         per_round = layout.data_parallel * layout.micro_batch
@@ -100,6 +103,24 @@ class Scenario:
             if found:
                 return f"{technique.name}: {found}"
         return None
+
+    def _objection_to_experts(self, layout: Layout) -> str | None:
+        experts, ways = self.architecture.experts, layout.expert_parallel
+        if ways == 1:
+            return None
+        if experts is None:
+            return f"expert_parallel {ways} needs a mixture of experts, which {self.architecture.name!r} is not"
+        if experts.count % ways:
+            return f"expert_parallel {ways} does not divide the {experts.count} experts"
+        ranks = layout.devices // layout.pipeline_parallel
+        if ranks % ways:
+            return f"expert_parallel {ways} does not divide the {ranks} ranks of a pipeline stage"
+        return None
+
+
+def dense_layers(architecture: Architecture) -> int:
+    """Leading layers with a dense MLP in a mixture of experts."""
+    return architecture.experts.dense_layers if architecture.experts else 0
 
 
 @lru_cache(maxsize=32)
@@ -148,8 +169,8 @@ class StepPrediction:
             return float(np.broadcast_to(np.asarray(value, dtype=float), (width,))[self.candidate])
 
         for stage in range(self.structure.stages):
-            parameters = add_up(self.structure.stage_composition(stage), self.priced.parameters)
-            parts = {name: pick(size) for name, size in self.placement.resident_bytes(parameters).items()}
+            kept = resident_bytes(self.structure.stage_composition(stage), self.priced, self.placement)
+            parts = {name: pick(size) for name, size in kept.items()}
             total = float(peaks[stage][self.candidate])
             parts["activations"] = total - pick(self.program.resident[stage])
             parts["runtime"] = float(reserved_bytes(total, own_machine=own_machine)) - total
@@ -207,6 +228,7 @@ def structure_of(scenario: Scenario, layout: Layout, work: StepWork) -> Structur
         micro_batches=scenario.micro_batches(layout),
         schedule=schedule,
         layers=scenario.architecture.layers,
+        dense_layers=dense_layers(scenario.architecture),
         gather_each=work.gather_forward.each if work.gather_forward and replicas else None,
         reduce_each=work.reduce.each if work.reduce and replicas else None,
         shard_overlap=stack.shard_overlap != "none",
@@ -251,9 +273,7 @@ def _predict_group(
     priced = batch.priced.pick(index)
     placement = _pick_placement(batch.placement, index)
     resident: dict[int, Array] = {
-        stage: sum(
-            placement.resident_bytes(add_up(structure.stage_composition(stage), priced.parameters)).values(), start=0.0
-        )
+        stage: sum(resident_bytes(structure.stage_composition(stage), priced, placement).values(), start=0.0)
         for stage in range(structure.stages)
     }
     program = build_program(structure, priced, resident)
@@ -311,7 +331,7 @@ def lower_bound_s(scenario: Scenario, batch: PricedBatch) -> Floats:
     for (stages, chunks, micro_batches), members in groups.items():
         index = np.array(members)
         priced = batch.priced.pick(index)
-        pieces = compositions(scenario.architecture.layers, stages, chunks)
+        pieces = compositions(scenario.architecture.layers, stages, chunks, dense_layers(scenario.architecture))
         first, last = stage_composition(pieces, 0, stages), stage_composition(pieces, stages - 1, stages)
         both = {name: priced.forward[name] + priced.backward[name] for name in priced.forward}
         fill = sum((combine(piece, both).seconds for piece in pieces[: stages - 1]), start=0.0)
@@ -336,10 +356,10 @@ def least_memory_bytes(scenario: Scenario, batch: PricedBatch) -> Floats:
         index = np.array(members)
         priced = batch.priced.pick(index)
         placement = _pick_placement(batch.placement, index)
-        pieces = compositions(scenario.architecture.layers, stages, chunks)
+        pieces = compositions(scenario.architecture.layers, stages, chunks, dense_layers(scenario.architecture))
         for stage in {0, stages - 1}:
-            parameters = add_up(stage_composition(pieces, stage, stages), priced.parameters)
-            held: Array = sum(placement.resident_bytes(parameters).values(), start=0.0)
+            kept = resident_bytes(stage_composition(pieces, stage, stages), priced, placement)
+            held: Array = sum(kept.values(), start=0.0)
             for chunk, most in enumerate(_most_in_flight(schedule, stages, few, chunks)[stage]):
                 held = held + most * add_up(pieces[chunk * stages + stage], priced.saved_bytes)
             least[index] = np.maximum(least[index], held)

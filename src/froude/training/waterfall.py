@@ -9,13 +9,14 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.program.program import Lane, Program
-from froude.training.price import combine
+from froude.training.price import Costs, combine
 from froude.training.step import StepPrediction
 
 PARTS = (
     "forward",
     "backward",
     "tensor-parallel communication",
+    "expert and context communication",
     "pipeline communication",
     "pipeline bubble",
     "weight gathering",
@@ -82,10 +83,18 @@ def waterfall(prediction: StepPrediction, stage: int | None = None) -> Waterfall
         parts["contention"] += max(0.0, end - start - alone)
         now = end
     parts["pipeline bubble"] += float(timeline.makespan_s[column]) - now
-    talked = _tensor_s(prediction, stage)
-    for kind, seconds in talked.items():
-        parts[kind] -= seconds
-        parts["tensor-parallel communication"] += seconds
+    priced = prediction.priced
+    for name, by_pass in (
+        ("tensor-parallel communication", {"forward": priced.tensor_forward, "backward": priced.tensor_backward}),
+        (
+            "expert and context communication",
+            {"forward": priced.exchange_forward, "backward": priced.exchange_backward},
+        ),
+    ):
+        for kind, costs in by_pass.items():
+            seconds = _over_the_step(prediction, stage, costs)
+            parts[kind] -= seconds
+            parts[name] += seconds
     span = float(timeline.makespan_s[column])
     parts["stragglers"] = span * (prediction.straggling - 1.0)
     parts["step overhead"] = prediction.overhead_s
@@ -99,15 +108,11 @@ def _busy(prediction: StepPrediction, stage: int) -> float:
     return float((timeline.end_s[order, column] - timeline.start_s[order, column]).sum())
 
 
-def _tensor_s(prediction: StepPrediction, stage: int) -> dict[str, float]:
-    """Exposed tensor-parallel communication inside the stage's passes, by direction."""
-    structure, priced = prediction.structure, prediction.priced
-    composition = structure.stage_composition(stage)
-    return {
-        kind: structure.micro_batches
-        * _pick(prediction.program, combine(composition, costs).seconds, prediction.candidate)
-        for kind, costs in (("forward", priced.tensor_forward), ("backward", priced.tensor_backward))
-    }
+def _over_the_step(prediction: StepPrediction, stage: int, costs: Costs) -> float:
+    """What something inside the stage's passes takes over all micro-batches."""
+    structure = prediction.structure
+    once = combine(structure.stage_composition(stage), costs).seconds
+    return structure.micro_batches * _pick(prediction.program, once, prediction.candidate)
 
 
 def _pick(program: Program, value: Array, column: int) -> float:

@@ -1,7 +1,7 @@
 """What one training step does on one rank, before anything is priced: blocks of operators, and communication.
 
-A model is made of blocks: embedding, layers, head; a mixture of experts may have some dense layers first. This is where a technique adds, removes or changes operators
-and collectives; sizes are arrays over the candidates of a batch.
+A model is made of blocks: embedding, layers, head; a mixture of experts may have some dense layers first. This is where
+a technique adds, removes or changes operators and collectives; sizes are arrays over the candidates of a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from froude.timing.stack import Stack
 from froude.training.placement import LayoutBatch, Placement
 from froude.training.plan import Job, Recompute
 
-BlockName = Literal["embedding", "layer", "dense-layer", "head"]
+BlockName = str
 Work = tuple[Operator | Collective, ...]
 
 

@@ -17,7 +17,7 @@ from importlib import resources
 
 import numpy as np
 
-from froude.core.arrays import Array
+from froude.core.arrays import Array, Floats
 from froude.machines.device import Device
 from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Gather, Matmul, Operator
 from froude.timing.constants import Constants
@@ -142,17 +142,22 @@ def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
         return op.flops / rate
     units = rates.device.multiprocessors
     ramp, rounding = rates.constants["gemm.ramp_k"], rates.constants["gemm.wave_rounding"]
-    seconds: Array = np.inf
-    for rows, columns, speed in rates.constants.structured("gemm.tiles"):
-        tiles = np.ceil(np.divide(op.m, rows)) * np.ceil(np.divide(op.n, columns)) * op.batch
-        per_unit = 2.0 * rows * columns / (speed * rate / units)
-        for split in SPLITS:
-            if split > rates.constants["gemm.max_split"]:
-                break
-            exact = tiles * split / units
-            waves = rounding * np.ceil(exact) + (1.0 - rounding) * np.maximum(exact, 1.0)
-            seconds = np.minimum(seconds, waves * per_unit * (np.divide(op.k, split) + ramp))
+    m, k, n, batch = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in (op.m, op.k, op.n, op.batch)))
+    # One row per choice of tile and split, before the axes of the candidates.
+    rows, columns, speed, split = (
+        column.reshape(-1, *(1,) * m.ndim) for column in _choices(rates.constants, rates.constants["gemm.max_split"])
+    )
+    exact = np.ceil(m / rows) * np.ceil(n / columns) * (batch * split / units)
+    waves = rounding * np.ceil(exact) + (1.0 - rounding) * np.maximum(exact, 1.0)
+    per_unit = 2.0 * rows * columns / (speed * rate / units)
+    seconds: Array = np.min(waves * per_unit * (k / split + ramp), axis=0)
     return seconds
+
+
+def _choices(constants: Constants, max_split: float) -> tuple[Floats, ...]:
+    """Tile rows, tile columns, relative speed and split of k of every choice a library has."""
+    table = [(*tile, split) for tile in constants.structured("gemm.tiles") for split in SPLITS if split <= max_split]
+    return tuple(np.array(table, dtype=float).T)
 
 
 @work.register

@@ -145,6 +145,21 @@ def test_closed_loop_and_replicas():
     assert four["ttft_s"]["mean"] < one["ttft_s"]["mean"]
 
 
+def test_prefixes_found_again_shorten_the_first_token(tmp_path):
+    """Three users ask twenty times each, every prompt starting with that user's own 7,680 tokens."""
+    path = tmp_path / "t.jsonl"
+    rows = []
+    for i in range(60):
+        ids = [100 * (i % 3) + k for k in range(15)] + [10_000 + i]
+        rows.append({"timestamp": 400 * i, "input_length": 16 * 512, "output_length": 20, "hash_ids": ids})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    without, having = (serve(trace=str(path), rate=None, requests=None, prefix_cache=p) for p in (False, True))
+    assert without.json()["prefix_hit_rate"] == 0.0
+    assert having.json()["prefix_hit_rate"] == pytest.approx(57 / 60 * 15 / 16)
+    assert having.latencies.ttft_s.mean() < 0.4 * without.latencies.ttft_s.mean()
+    assert any("no prefix hashes" in w for w in serve(prefix_cache=True).warnings)
+
+
 def test_same_seed_same_figures():
     one, two = serve().json(), serve().json()
     assert {**one, "sim_wall_s": 0} == {**two, "sim_wall_s": 0}

@@ -141,7 +141,7 @@ class ServeResult:
             f"{d.replicas} replica(s) of {d.arch.name} on {d.tensor_parallel} x {d.cluster.device.name} each, "
             f"scheduler {d.scheduler.name}, at most {d.scheduler.max_seqs} sequences and "
             f"{d.scheduler.max_batched_tokens} tokens in an iteration",
-            f"cache of {pool.blocks} blocks of {pool.block_tokens} tokens: {d.engine.gpu_memory_utilization:.0%} of "
+            f"cache of {pool.blocks} blocks of {pool.block_tokens} tokens: {pool.memory_fraction:.0%} of "
             f"memory less {pool.weights_bytes / 1e9:.1f} GB of weights, {pool.activation_bytes / 1e9:.1f} GB of "
             f"activations and {pool.reserve_bytes / 1e9:.1f} GB in reserve (estimated)",
             f"host work per iteration {d.engine.step_s.value * 1e3:g} ms and {d.engine.sequence_s.value * 1e6:g} us "

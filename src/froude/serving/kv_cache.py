@@ -23,6 +23,7 @@ class Pool:
         blocks, block_tokens: the pool.
         bytes_per_token: keys and values of one token, all layers.
         weights_bytes, activation_bytes, reserve_bytes: what else the engine holds.
+        memory_fraction: of device memory that the engine may use.
     """
 
     blocks: int
@@ -31,6 +32,7 @@ class Pool:
     weights_bytes: float
     activation_bytes: float
     reserve_bytes: float
+    memory_fraction: float
 
     @property
     def tokens(self) -> int:
@@ -73,7 +75,7 @@ def size_pool(
             f"tp: {tensor_parallel} does not fit {arch.name} into {device.name}: weights take "
             f"{weights / 1e9:.0f} GB of {used * device.memory_bytes / 1e9:.0f} GB usable on each device; {cure}"
         )
-    return Pool(blocks, engine.block_tokens, token_bytes, weights, peak, engine.reserve_bytes.value)
+    return Pool(blocks, engine.block_tokens, token_bytes, weights, peak, engine.reserve_bytes.value, used)
 
 
 def _token_bytes(arch: Architecture, ways: int, kv_dtype: str) -> float:

@@ -19,6 +19,7 @@ from froude.runtime.engine.api import ServeRun, check_requests, run_serve
 from froude.runtime.engine.spec import ServeSpec
 from froude.workloads.readers import load_trace
 
+VLLM_RUN = Path(__file__).parents[2] / ".." / "shared" / "data" / "traces" / "vllm_runs" / "RTXPRO6000-Llama-3.1-8B"
 MODEL = {"name": "tiny", "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 128, "vocab": 256}
 SPEC = {
     "model": MODEL,
@@ -88,7 +89,9 @@ def test_another_run_can_be_the_calibration(run: ServeRun, tmp_path: Path) -> No
     other = run_serve(spec(tmp_path / "closed", rate=None, concurrency=3, requests=8, calibration_s=0))
     assert max(it.decoding + len(it.prompts) for it in other.log.iterations) == 3
     own, borrowed = check_requests(other.out), check_requests(other.out, calibrated_on=run.out)
-    assert borrowed.calibration == check_requests(run.out).calibration != own.calibration
+    fitted = check_requests(run.out).on_this_machine
+    assert fitted and borrowed.on_this_machine and own.on_this_machine
+    assert borrowed.on_this_machine.calibration == fitted.calibration != own.on_this_machine.calibration
 
 
 def test_same_seed_same_requests(run: ServeRun, tmp_path: Path) -> None:
@@ -121,6 +124,26 @@ def test_interrupt_leaves_what_was_finished(tmp_path: Path) -> None:
     assert meta["interrupted"]
     assert 0 < len(rows) == meta["completed"] < 400
     assert all(json.loads(row)["output_toks"] for row in rows)
+
+
+@pytest.mark.skipif(not VLLM_RUN.exists(), reason="the recorded vLLM runs are not here")
+def test_a_recorded_vllm_run_is_predicted_without_calibration() -> None:
+    """An overload that drains: throughput and latencies to a few percent."""
+    found = check_requests(VLLM_RUN).json()
+    assert abs(found["throughput_error"]) < 0.1
+    assert found["e2e"]["median_ape"] < 0.1
+    assert found["tpot"]["median_ape"] < 0.1
+
+
+def test_a_vllm_run_must_name_its_devices(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text(
+        json.dumps({"model": "llama-3.1-8b", "engine_kwargs": {"max_num_seqs": 8, "max_num_batched_tokens": 512}})
+    )
+    row = {"input_toks": 9, "output_toks": 3, "arrival_time": 5.0, "queued_ts": 1.0}
+    (tmp_path / "requests.jsonl").write_text(json.dumps({**row, "first_token_ts": 1.5, "last_token_ts": 1.6}))
+    with pytest.raises(FroudeError, match="cluster"):
+        check_requests(tmp_path)
+    assert set(check_requests(tmp_path, cluster="h100-sxm:1").json()) == {"ttft", "tpot", "e2e", "throughput_error"}
 
 
 @pytest.mark.parametrize(

@@ -71,18 +71,27 @@ def _oom(
 
 @group.command("requests")
 def check_requests(
-    run_dir: Annotated[Path, typer.Argument(help="Folder that `froude run serve` wrote.")],
+    run_dir: Annotated[Path, typer.Argument(help="Folder that `froude run serve` wrote, or a recorded run of vLLM.")],
     calibrated_on: Annotated[
         Path | None, typer.Option(help="Another run, whose calibration predicts this one.", show_default="its own")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Devices of a run of vLLM, such as h100-sxm:1.", show_default="as recorded")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Requests that were really served, against the simulator with the same scheduler, calibrated on this machine."""
+    """Requests that were really served, against the simulator with the same scheduler."""
     from froude.reports.serve_runs import print_requests_check
     from froude.runtime.engine.api import check_requests as check
 
-    result = check(run_dir, calibrated_on)
-    emit(result.json(), as_json=as_json, show=lambda: print_requests_check(result), warnings=result.warnings)
+    result = check(run_dir, calibrated_on, cluster)
+    emit(
+        result.json(),
+        as_json=as_json,
+        show=lambda: print_requests_check(result),
+        assumptions=result.assumptions,
+        warnings=result.warnings,
+    )
 
 
 _COMPLETED = "settings a row leaves blank are completed from training/source_defaults.toml"

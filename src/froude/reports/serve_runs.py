@@ -81,18 +81,20 @@ def print_requests_check(check: RequestsCheck) -> None:
                 )
             )
     rows.append(("output tokens/s", *map(si, check.throughputs), _signed(check.throughput_error), ""))
-    rows.append(("preemptions", *map(str, check.preemptions), "", ""))
+    here = check.on_this_machine
+    if here is not None:
+        rows.append(("preemptions", *map(str, here.preemptions), "", ""))
     print_table(
         f"{len(check.measured.e2e_s)} requests, simulated and served",
         ("", "simulated", "served", "error", "median of single requests"),
         rows,
     )
-    fitted = check.calibration
-    print(
-        f"Calibrated on {fitted.iterations} iterations, median error {percent(fitted.median_ape)}. "
-        f"The iterations of this run took {_signed(check.slowdown - 1.0)} against that; "
-        f"the processor was elsewhere {percent(check.waited)} of the time."
-    )
+    if here is not None:
+        print(
+            f"Calibrated on {here.calibration.iterations} iterations, median error "
+            f"{percent(here.calibration.median_ape)}. The iterations of this run took {_signed(here.slowdown - 1.0)} "
+            f"against that; the processor was elsewhere {percent(here.waited)} of the time."
+        )
 
 
 def _signed(fraction: float) -> str:

@@ -16,11 +16,12 @@ from froude.core.errors import FroudeError
 from froude.models.architecture import Architecture
 from froude.runtime.engine.cache import BlockPool
 from froude.runtime.engine.calibration import Measured
-from froude.runtime.engine.check import RequestsCheck, check_run
+from froude.runtime.engine.check import RequestsCheck, check_run, read_meta
 from froude.runtime.engine.clock import CLOCKS
 from froude.runtime.engine.engine import Engine
 from froude.runtime.engine.latencies import logged, summaries
 from froude.runtime.engine.probe import compositions, probe
+from froude.runtime.engine.published import check_published
 from froude.runtime.engine.record import write_run
 from froude.runtime.engine.replay import PS, Arrival, Log, replay
 from froude.runtime.engine.spec import ServeSpec
@@ -115,15 +116,22 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
 
 
 def check_requests(
-    run_dir: str | os.PathLike[str], calibrated_on: str | os.PathLike[str] | None = None
+    run_dir: str | os.PathLike[str],
+    calibrated_on: str | os.PathLike[str] | None = None,
+    cluster: str | None = None,
 ) -> RequestsCheck:
-    """Predicted against measured for a folder that `run_serve` wrote.
+    """Predicted against measured, request by request.
 
     Args:
-        run_dir: the run.
-        calibrated_on: another run, whose calibration predicts this one; the run's own unless given.
+        run_dir: a folder that `run_serve` wrote, or a recorded run of vLLM in the same form.
+        calibrated_on: for a run of the engine: another one, whose calibration predicts it; its own unless given.
+        cluster: for a run of vLLM: the devices it ran on, unless its folder says so.
     """
-    return check_run(Path(run_dir), Path(calibrated_on) if calibrated_on is not None else None)
+    folder = Path(run_dir)
+    meta = read_meta(folder / "meta.json")
+    if "spec" in meta:
+        return check_run(folder, meta, Path(calibrated_on) if calibrated_on is not None else None)
+    return check_published(folder, meta, cluster)
 
 
 def _trace(spec: ServeSpec) -> Trace:

@@ -24,25 +24,37 @@ _CALM = 1.05  # a machine this much slower than its own calibration was disturbe
 
 
 @dataclass(frozen=True, slots=True)
-class RequestsCheck:
-    """How well a run was predicted.
+class OnThisMachine:
+    """What is known of a run of the engine beyond its requests.
 
     Attributes:
-        predicted, measured: the same requests, simulated and real.
         calibration: what the simulator's times came from.
-        output_tokens: of all the requests.
         preemptions: predicted and measured.
         slowdown: time of the run's iterations over what the calibration gives for the very same iterations.
         waited: part of that time in which the processor worked for others.
     """
 
-    predicted: Latencies
-    measured: Latencies
     calibration: Calibration
-    output_tokens: int
     preemptions: tuple[int, int]
     slowdown: float
     waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsCheck:
+    """How well a run was predicted.
+
+    Attributes:
+        predicted, measured: the same requests, simulated and real.
+        output_tokens: of all the requests.
+        on_this_machine: more about a run of the engine here.
+    """
+
+    predicted: Latencies
+    measured: Latencies
+    output_tokens: int
+    on_this_machine: OnThisMachine | None = None
+    assumptions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def errors(self, metric: str) -> dict[str, float]:
@@ -85,9 +97,8 @@ class RequestsCheck:
         return {**{metric: self.errors(metric) for metric in METRICS}, "throughput_error": self.throughput_error}
 
 
-def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck:
+def check_run(run_dir: Path, meta: dict[str, Any], calibrated_on: Path | None = None) -> RequestsCheck:
     """Simulate a run of the engine from its own arrivals, and compare request by request."""
-    meta = _read_meta(run_dir / "meta.json")
     spec = ServeSpec.parse(meta["spec"], where=str(run_dir / "meta.json"))
     rows = _read_requests(run_dir / "requests.jsonl")
     calibration = _calibration(calibrated_on or run_dir)
@@ -119,11 +130,14 @@ def check_run(run_dir: Path, calibrated_on: Path | None = None) -> RequestsCheck
     return RequestsCheck(
         predicted,
         measured((r["arrival_time"], r["first_token_ts"], r["last_token_ts"], r["output_toks"]) for r in rows),
-        calibration,
         output_tokens=sum(sequence.output_tokens for sequence in sequences),
-        preemptions=(sum(outcome.preemptions), sum(row["preemptions"] for row in rows)),
-        slowdown=seconds / fitted,
-        waited=max(0.0, 1.0 - processor / seconds),
+        on_this_machine=OnThisMachine(
+            calibration,
+            preemptions=(sum(outcome.preemptions), sum(row["preemptions"] for row in rows)),
+            slowdown=seconds / fitted,
+            waited=max(0.0, 1.0 - processor / seconds),
+        ),
+        assumptions=["the simulator serves the arrivals that were recorded, with an equal scheduler and cache"],
         warnings=warnings,
     )
 
@@ -141,15 +155,20 @@ def _iterations(path: Path, calibration: Calibration) -> tuple[float, float, flo
     return sum(m.duration_s for m in measured), fitted, sum(m.processor_s for m in measured)
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """A run's `meta.json`.
+
+    Raises:
+        FroudeError: when it is missing, damaged, or says nothing of the engine.
+    """
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FroudeError(f"{path}: no such file; give the folder of a `froude run serve`") from None
+        raise FroudeError(f"{path}: no such file; give the folder of a serving run") from None
     except (OSError, ValueError) as error:
         raise FroudeError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(meta, dict) or "spec" not in meta:
-        raise FroudeError(f"{path}: not written by `froude run serve`: it has no 'spec'")
+    if not isinstance(meta, dict) or not ("spec" in meta or isinstance(meta.get("engine_kwargs"), dict)):
+        raise FroudeError(f"{path}: says nothing of the engine: it has neither 'spec' nor 'engine_kwargs'")
     return meta
 
 

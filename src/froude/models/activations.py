@@ -51,6 +51,7 @@ def activation_tensors(
     dtype: str = "bf16",
     recompute: Recompute = "none",
     attention: AttentionKernel = "flash",
+    fused: bool = True,
     dropout: bool = False,
     dense: bool = False,
 ) -> list[SavedTensor]:
@@ -68,6 +69,8 @@ def activation_tensors(
         dtype: of activations.
         recompute: which policy.
         attention: which kernel computes attention.
+        fused: whether an RMSNorm and a gated activation are one kernel each; eager PyTorch runs them as several and
+            keeps what passes between them.
         dropout: whether the model trains with dropout (its masks take a byte per element).
         dense: one of the leading dense layers of a mixture-of-experts model.
     """
@@ -97,19 +100,21 @@ def activation_tensors(
         saved.append(SavedTensor("mlp-dropout-mask", mask, BETWEEN, "dropout"))
     saved.append(SavedTensor("mlp-norm-input", stream, BETWEEN, "norm"))
     saved.append(SavedTensor("mlp-input", stream, BETWEEN, "linear"))
+    if not fused and arch.norm == "rms":
+        saved.append(SavedTensor("normalised", 2 * stream, BETWEEN, "norm"))
     if arch.experts is None or dense:
-        return saved + _saved_mlp(arch, "mlp", tokens * arch.ffn * size, ("sequence", "ffn"))
+        return saved + _saved_mlp(arch, "mlp", tokens * arch.ffn * size, ("sequence", "ffn"), fused)
     experts = arch.experts
     routed = tokens * experts.top_k * size
     moved, inner = DISPATCHED, (*DISPATCHED, "expert_ffn")
     saved += [
         SavedTensor("router-probabilities", tokens * experts.count * 4.0, moved, "router"),
         SavedTensor("experts-input", routed * arch.hidden, moved, "linear"),
-        *_saved_mlp(arch, "experts", routed * experts.ffn, inner),
+        *_saved_mlp(arch, "experts", routed * experts.ffn, inner, fused),
         SavedTensor("experts-output", routed * arch.hidden, moved, "router"),
     ]
     if experts.shared_ffn:
-        saved += _saved_mlp(arch, "shared", tokens * experts.shared_ffn * size, ("sequence", "ffn"))
+        saved += _saved_mlp(arch, "shared", tokens * experts.shared_ffn * size, ("sequence", "ffn"), fused)
     return saved
 
 
@@ -137,10 +142,11 @@ def _saved_projections(arch: Architecture, element: Array) -> list[SavedTensor]:
     return saved
 
 
-def _saved_mlp(arch: Architecture, name: str, inner: Array, axes: tuple[str, ...]) -> list[SavedTensor]:
-    """Input of the activation (gate and up where gated) and input of the down projection."""
+def _saved_mlp(arch: Architecture, name: str, inner: Array, axes: tuple[str, ...], fused: bool) -> list[SavedTensor]:
+    """Input of the activation (gate and up where gated; unfused, the activated gate too) and of the down projection."""
+    kept = 1 if not arch.gated else 2 if fused else 3
     return [
-        SavedTensor(f"{name}-activation-input", inner * (2 if arch.gated else 1), axes, "activation"),
+        SavedTensor(f"{name}-activation-input", inner * kept, axes, "activation"),
         SavedTensor(f"{name}-down-input", inner, axes, "linear"),
     ]
 

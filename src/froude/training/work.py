@@ -204,6 +204,7 @@ def _layer(
             dtype=dtype,
             recompute=recompute,
             attention="flash" if flash else "unfused",
+            fused=stack.fusion != "unfused",
             dense=dense,
         )
         return sum((tensor.shard(ways) for tensor in tensors), start=0.0)

@@ -209,9 +209,13 @@ def _unfused_attention(op: Attention, rates: Rates, kernels: float) -> Work:
 
 @work.register
 def _elementwise(op: Elementwise, rates: Rates) -> Work:
-    level = f"fusion.{rates.stack.fusion if op.fusable else 'unfused'}"
-    traffic = (op.bytes_read + op.bytes_written) * (rates.constants[f"{level}.traffic"] if op.fusable else 1.0)
-    return Work(0.0 * traffic, traffic / rates.bandwidth, rates.constants[f"{level}.kernels"] if op.fusable else 1.0)
+    traffic, kernels = op.bytes_read + op.bytes_written, 1.0
+    if op.fusable:
+        level = f"fusion.{rates.stack.fusion}"
+        kernels = rates.constants[f"{level}.kernels"]
+        if not rates.own_machine:  # a processor finds what the kernels of one operation pass on in its cache
+            traffic = traffic * rates.constants[f"{level}.traffic"]
+    return Work(0.0 * traffic, traffic / rates.bandwidth, kernels)
 
 
 @work.register

@@ -22,7 +22,10 @@ def check_run(
     directory: Annotated[Path, typer.Argument(help="Directory of one run, or of several.")],
     as_json: Json = False,
 ) -> None:
-    """Predicted against measured of real runs."""
+    """Predicted against measured of real runs: of training; a serving run is checked as `check requests` does."""
+    if (directory / "requests.jsonl").is_file():
+        check_requests(directory, as_json=as_json)
+        return
     from froude.reports import runs
     from froude.runtime.train.compare import check_run as check
 

@@ -34,7 +34,9 @@ class Device(Spec):
         measured: parameters measured on this very machine, used instead of the catalogue's where present:
             "gemm_flops" (FLOP/s of large fp32 products), "memory_bandwidth" (bytes/s), "launch_s" (seconds to start
             one operator), "collective_latency_s" (seconds per collective step), "collective_bandwidth" (bytes/s of one
-            rank); `froude.tank` documents any others it writes.
+            rank), "processor_share" (of the wall clock, while measuring), and points ``kernel.dtype.direction@size``
+            or ``collective@size`` of rate curves, which `froude.tank.device` documents and `froude.timing.measured`
+            reads.
     """
 
     name: str

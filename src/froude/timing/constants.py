@@ -14,11 +14,19 @@ from froude.core.errors import UnknownNameError
 
 @dataclass(frozen=True)
 class Constant:
-    """One constant with where it came from; ``estimated`` says that no document states it."""
+    """One constant with where it came from.
+
+    Attributes:
+        value: a number, or a list or mapping of them.
+        source: where it is documented, or what it stands for.
+        estimated: no document states it.
+        prior: of a fitted constant: the guess before any fit, and the standard deviation of its logarithm.
+    """
 
     value: Any
     source: str
     estimated: bool = False
+    prior: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,10 @@ class Constants:
     def structured(self, name: str) -> Any:
         """A constant that is a list or a mapping."""
         return self._entry(name).value
+
+    def fitted(self) -> dict[str, tuple[float, float]]:
+        """The constants that are fitted on whole steps, with their priors."""
+        return {name: entry.prior for name, entry in self.table.items() if entry.prior is not None}
 
     def source(self, name: str) -> str:
         """Where it came from."""
@@ -74,7 +86,8 @@ def default_constants() -> Constants:
 
     def walk(prefix: str, node: dict[str, Any]) -> None:
         if "value" in node:
-            table[prefix] = Constant(node["value"], node["source"], node.get("estimated", False))
+            prior = tuple(node["prior"]) if "prior" in node else None
+            table[prefix] = Constant(node["value"], node["source"], node.get("estimated", False), prior)
             return
         for key, child in node.items():
             walk(f"{prefix}.{key}" if prefix else key, child)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from froude.program.evaluate import evaluate, peak_memory
 from froude.timing.cost import Cost
-from froude.training.build import Structure, build_program, split_layers
+from froude.training.build import Structure, build_program, compositions, split_layers
 from froude.training.price import Priced
 from froude.training.schedule import schedules
 
@@ -46,7 +46,7 @@ def program(name: str, stages: int, micro_batches: int, chunks: int, send_s: flo
         chunks=chunks,
         micro_batches=micro_batches,
         schedule=schedules.create(name),
-        layers=stages * chunks,
+        pieces=compositions(stages * chunks, stages, chunks),
         gather_each=None,
         reduce_each=None,
     )

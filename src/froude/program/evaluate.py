@@ -15,7 +15,7 @@ from froude.core.errors import FroudeError
 from froude.program.program import Program
 
 MAX_ROUNDS = 12
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,10 @@ def peak_memory(program: Program) -> dict[int, Floats]:
                 deltas += [(index[m.size], m.at_end) for m in memory if m.at_end]
             if deltas:
                 which, sign = np.array(deltas).T
-                # Only the highest count of each size at any moment matters; counts are small integers, shared by all
-                # candidates, so distinct moments are few.
+                # How many of each size are held at every moment, for all candidates; then the dearest moment of each.
                 held = np.zeros((len(deltas), len(keys)))
                 held[np.arange(len(deltas)), which] = sign
-                moments = np.unique(np.cumsum(held, axis=0), axis=0)
-                peak = peak + np.maximum((moments @ sizes).max(axis=0), 0.0)
+                peak = peak + np.maximum((np.cumsum(held, axis=0) @ sizes).max(axis=0), 0.0)
         peaks[device] = peak
     return peaks
 

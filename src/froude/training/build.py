@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from froude.core.arrays import Array
 from froude.core.errors import FroudeError
-from froude.program.program import Action, Lane, MemoryDelta, Program
+from froude.program.evaluate import Levels, compile_levels
+from froude.program.program import Action, Lane, MemoryDelta, Program, Task
 from froude.training.price import Priced, add_up, combine
 from froude.training.schedule import Pass, Schedule
 from froude.training.work import BlockName
@@ -19,7 +20,13 @@ from froude.training.work import BlockName
 MAX_PARTS = 8
 """Pieces that a pass is cut into where communication overlaps it: more only shortens what is exposed at its ends."""
 
-Composition = Mapping[BlockName, int]
+
+class Composition(dict[BlockName, int]):
+    """Blocks, and how many of each. Never changed once made, so that structures can be compared and remembered."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        """By content, as equality is."""
+        return hash(frozenset(self.items()))
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,7 @@ class Structure:
     Attributes:
         stages, chunks, micro_batches: of the pipeline.
         schedule: the order of passes.
-        layers: of the model.
-        dense_layers: of those, leading ones with a dense MLP in a mixture of experts.
+        pieces: what each virtual stage is made of, first to last.
         gather_each, reduce_each: when weights are gathered and gradients reduced: every "pass", once per "step", or
             not at all (None).
         shard_overlap, gradient_overlap, pipeline_overlap: whether the stack overlaps that communication.
@@ -40,32 +46,27 @@ class Structure:
     chunks: int
     micro_batches: int
     schedule: Schedule
-    layers: int
+    pieces: tuple[Composition, ...]
     gather_each: str | None
     reduce_each: str | None
     shard_overlap: bool = True
     gradient_overlap: bool = True
     pipeline_overlap: bool = True
-    dense_layers: int = 0
-
-    def compositions(self) -> tuple[Composition, ...]:
-        """What each virtual stage is made of, first to last."""
-        return compositions(self.layers, self.stages, self.chunks, self.dense_layers)
 
     def stage_composition(self, stage: int) -> Composition:
         """All chunks of a stage together."""
-        return stage_composition(self.compositions(), stage, self.stages)
+        return stage_composition(self.pieces, stage, self.stages)
 
 
 @lru_cache(maxsize=1024)
 def compositions(layers: int, stages: int, chunks: int, dense_layers: int = 0) -> tuple[Composition, ...]:
     """What each virtual stage is made of, first to last."""
-    pieces: list[dict[BlockName, int]] = []
+    pieces: list[Composition] = []
     dense_left = dense_layers
     for count in split_layers(layers, stages * chunks):
         dense = min(count, dense_left)
         dense_left -= dense
-        pieces.append({"layer": count - dense, "dense-layer": dense} if dense else {"layer": count})
+        pieces.append(Composition({"layer": count - dense, "dense-layer": dense} if dense else {"layer": count}))
     pieces[0]["embedding"] = 1
     pieces[-1]["head"] = 1
     return tuple(pieces)
@@ -73,7 +74,7 @@ def compositions(layers: int, stages: int, chunks: int, dense_layers: int = 0) -
 
 def stage_composition(pieces: Sequence[Composition], stage: int, stages: int) -> Composition:
     """All chunks of a stage together."""
-    total: dict[BlockName, int] = {}
+    total = Composition()
     for piece in pieces[stage::stages]:
         for name, count in piece.items():
             total[name] = total.get(name, 0) + count
@@ -105,15 +106,70 @@ def split_layers(layers: int, pieces: int) -> list[int]:
     return counts
 
 
-def build_program(structure: Structure, priced: Priced, resident: Mapping[int, Array]) -> Program:
+@dataclass(frozen=True)
+class Skeleton:
+    """The tasks of a structure, before anything has a size: shared by all candidates and all prices.
+
+    Attributes:
+        tasks, lanes: as in `Program`.
+        costs: cost key -> what it prices and of which blocks.
+        sizes: size key -> likewise.
+    """
+
+    tasks: list[Task]
+    lanes: dict[Lane, list[int]]
+    costs: dict[str, tuple[str, Composition]]
+    sizes: dict[str, tuple[str, Composition]]
+
+    @cached_property
+    def levels(self) -> Levels:
+        """For `evaluate`, worked out once."""
+        return compile_levels(Program(self.tasks, self.lanes))
+
+
+@lru_cache(maxsize=32)
+def skeleton(structure: Structure) -> Skeleton:
+    """The tasks of a structure. Searches price the same structure many times over."""
+    return _Builder(structure).build()
+
+
+def build_program(structure: Structure, priced: Priced, resident: Mapping[int, Array], *, own: bool = False) -> Program:
     """The program of one training step.
 
     Args:
         structure: which tasks, in which order.
         priced: how long they take and what they hold; arrays over the candidates that share the structure.
         resident: stage -> bytes that stay allocated throughout.
+        own: give the program tasks and lanes of its own, to be changed; otherwise they are shared.
     """
-    return _Builder(structure, priced).build(resident)
+    bones = skeleton(structure)
+    tasks, lanes = bones.tasks, bones.lanes
+    if own:
+        tasks = [replace(task, after=list(task.after)) for task in tasks]
+        lanes = {lane: list(order) for lane, order in lanes.items()}
+    tables = {
+        "forward": priced.forward,
+        "backward": priced.backward,
+        "gather": priced.gather_forward,
+        "gather-backward": priced.gather_backward,
+        "reduce": priced.reduce,
+        "optimizer": priced.update,
+    }
+    costs = {key: combine(composition, tables[what]) for key, (what, composition) in bones.costs.items()}
+    sizes = {
+        key: add_up(composition, priced.saved_bytes) if what == "saved" else _largest(composition, priced)
+        for key, (what, composition) in bones.sizes.items()
+    }
+    return Program(tasks, lanes, {**costs, "send": priced.send}, sizes, dict(resident))
+
+
+def _largest(composition: Composition, priced: Priced) -> Array:
+    """Transient bytes of a pass: one block at a time is in flight."""
+    largest: Array = 0.0
+    for name, count in composition.items():
+        if count:
+            largest = np.maximum(largest, priced.transient_bytes[name])
+    return largest
 
 
 class _Piece(NamedTuple):
@@ -126,18 +182,19 @@ class _Piece(NamedTuple):
 
 
 class _Builder:
-    def __init__(self, structure: Structure, priced: Priced) -> None:
-        self.s, self.priced = structure, priced
+    def __init__(self, structure: Structure) -> None:
+        self.s = structure
         self.program = Program()
-        self.virtual = structure.compositions()
-        self.program.costs["send"] = priced.send
+        self.virtual = structure.pieces
+        self.costs: dict[str, tuple[str, Composition]] = {}
+        self.sizes: dict[str, tuple[str, Composition]] = {}
         self.forward_done: dict[tuple[int, int], int] = {}  # (virtual stage, micro-batch) -> task to wait for
         self.backward_done: dict[tuple[int, int], int] = {}
         self.reduces: dict[int, list[int]] = {}
         self.after_flush: dict[int, list[tuple[str, Action]]] = {}  # reductions that wait for the pipeline to empty
         self.pieces: dict[tuple[str, int, bool], list[_Piece]] = {}
 
-    def build(self, resident: Mapping[int, Array]) -> Program:
+    def build(self) -> Skeleton:
         s = self.s
         orders = s.schedule.order(s.stages, s.micro_batches, s.chunks)
         last_backward = [{p.chunk: p.micro_batch for p in order if p.kind == "backward"} for order in orders]
@@ -152,8 +209,7 @@ class _Builder:
             self.program.tasks[task_id].after.append(done[(virtual, micro_batch)])
         for stage in range(s.stages):
             self._finish_step(stage)
-        self.program.resident = dict(resident)
-        return self.program
+        return Skeleton(self.program.tasks, self.program.lanes, self.costs, self.sizes)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -258,40 +314,24 @@ class _Builder:
         count = min(MAX_PARTS, len(kinds)) if cut else 1
         if count <= 1:
             return [whole]
-        parts: list[dict[BlockName, int]] = []
+        parts: list[Composition] = []
         for piece in np.array_split(np.array(kinds), count):
             names, counts = np.unique(piece, return_counts=True)
-            parts.append(dict(zip(names.tolist(), counts.tolist(), strict=True)))
+            parts.append(Composition(zip(names.tolist(), counts.tolist(), strict=True)))
         if "embedding" in whole:
             parts[0]["embedding"] = 1
         if "head" in whole:
             parts[-1]["head"] = 1
-        return list(parts)
+        return parts
 
     def _cost(self, what: str, composition: Composition) -> str:
         key = f"{what}:{_label(composition)}"
-        if key not in self.program.costs:
-            table = {
-                "forward": self.priced.forward,
-                "backward": self.priced.backward,
-                "gather": self.priced.gather_forward,
-                "gather-backward": self.priced.gather_backward,
-                "reduce": self.priced.reduce,
-                "optimizer": self.priced.update,
-            }[what]
-            self.program.costs[key] = combine(composition, table)
+        self.costs[key] = (what, composition)
         return key
 
     def _sizes(self, composition: Composition) -> tuple[str, str]:
         saved, transient = f"saved:{_label(composition)}", f"transient:{_label(composition)}"
-        if saved not in self.program.sizes:
-            self.program.sizes[saved] = add_up(composition, self.priced.saved_bytes)
-            # One block at a time is in flight: the largest of those present.
-            present = [self.priced.transient_bytes[name] for name, n in composition.items() if n]
-            largest = present[0]
-            for other in present[1:]:
-                largest = np.maximum(largest, other)
-            self.program.sizes[transient] = largest
+        self.sizes[saved], self.sizes[transient] = ("saved", composition), ("transient", composition)
         return saved, transient
 
 

@@ -89,18 +89,23 @@ class Placement:
     Attributes:
         mesh: mesh axis -> its size; arrays over candidates. "ep" is not an axis of its own: it folds over the ranks of
             "tp", "cp" and "dp", which hold whole experts of a layer between them.
-        axes: logical axis of an operator -> mesh axis it is split over; axes left out are not split.
+        axes: logical axis of an operator -> mesh axis (or axes) it is split over; axes left out are not split.
         states: "weights", "gradients", "optimizer", and what techniques add.
     """
 
     mesh: Mapping[str, Array]
-    axes: Mapping[str, str]
+    axes: Mapping[str, str | tuple[str, ...]]
     states: Mapping[str, State]
 
     @property
     def ways(self) -> dict[str, Array]:
         """Logical axis -> number of pieces: what `Operator.shard` takes."""
-        return {axis: self.mesh[mesh_axis] for axis, mesh_axis in self.axes.items()}
+        ways: dict[str, Array] = {}
+        for axis, over in self.axes.items():
+            ways[axis] = 1.0
+            for mesh_axis in (over,) if isinstance(over, str) else over:
+                ways[axis] = ways[axis] * self.mesh[mesh_axis]
+        return ways
 
     def group(self, axis: str) -> Group:
         """The ranks that differ along one mesh axis only."""
@@ -155,7 +160,13 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float) -> Placement:
         "pp": batch.pipeline_parallel,
         "ep": batch.expert_parallel,
     }
-    axes = {"heads": "tp", "kv_heads": "tp", "ffn": "tp", "vocab": "tp", "sequence": "cp"}
+    axes: dict[str, str | tuple[str, ...]] = {
+        "heads": "tp",
+        "kv_heads": "tp",
+        "ffn": "tp",
+        "vocab": "tp",
+        "sequence": "cp",
+    }
     if batch.sequence_parallel:
         axes["tokens"] = "tp"
     # Experts are either spread whole over ranks, each tensor-parallel rank routing its own tokens, or cut like an MLP.

@@ -65,7 +65,7 @@ class Priced:
 
 
 def price(work: StepWork, model: CostModel) -> Priced:
-    """Price every block once. A block takes as long as its device works or its host needs to start its kernels."""
+    """Price every block once."""
     forward: dict[BlockName, Cost] = {}
     backward: dict[BlockName, Cost] = {}
     tensor_forward: dict[BlockName, Cost] = {}
@@ -73,8 +73,8 @@ def price(work: StepWork, model: CostModel) -> Priced:
     exchange_forward: dict[BlockName, Cost] = {}
     exchange_backward: dict[BlockName, Cost] = {}
     for name, block in work.blocks.items():
-        forward[name], tensor_forward[name], exchange_forward[name] = _pass(block.forward, model)
-        backward[name], tensor_backward[name], exchange_backward[name] = _pass(block.backward, model)
+        forward[name], tensor_forward[name], exchange_forward[name] = price_pass(block.forward, model)
+        backward[name], tensor_backward[name], exchange_backward[name] = price_pass(block.backward, model)
     return Priced(
         forward=forward,
         backward=backward,
@@ -115,8 +115,11 @@ def resident_bytes(composition: Mapping[BlockName, int], priced: Priced, placeme
     )
 
 
-def _pass(items: Sequence[Operator | Collective], model: CostModel) -> tuple[Cost, Cost, Cost]:
-    """Cost of a block's pass; of that, exposed tensor-parallel communication, and exchanges with other ranks."""
+def price_pass(items: Sequence[Operator | Collective], model: CostModel) -> tuple[Cost, Cost, Cost]:
+    """Cost of a pass; of that, exposed tensor-parallel communication, and exchanges with other ranks.
+
+    A pass takes as long as its device works, or as its host needs to start its kernels.
+    """
     computed = model.sequence([item for item in items if not isinstance(item, Collective)])
     tensor = exchange = NOTHING
     for item in items:

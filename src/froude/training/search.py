@@ -139,6 +139,7 @@ def search(
             else:
                 feasible -= 1
         best.sort(key=lambda p: (p.step_s, p.peak_bytes))
+        del best[keep:]  # programs are large
     if not best:
         assert roomiest is not None
         raise FroudeError(
@@ -146,7 +147,7 @@ def search(
             f"{scenario.cluster.device.name} ({capacity / 2**30:.0f} GiB each); the leanest layout "
             f"({describe(roomiest[1])}) needs {roomiest[0] / 2**30:.0f} GiB"
         )
-    return SearchResult(best[:keep], len(layouts), exact, feasible, time.perf_counter() - began)
+    return SearchResult(best, len(layouts), exact, feasible, time.perf_counter() - began)
 
 
 def enumerate_layouts(scenario: Scenario, fixed: Mapping[str, Any]) -> Iterator[Layout]:

@@ -18,14 +18,14 @@ from froude.program.program import Program
 from froude.timing.cost import CostModel
 from froude.timing.roofline import Roofline
 from froude.timing.stack import Stack, find_stack
-from froude.training.build import Structure, build_program, compositions, stage_composition
+from froude.training.build import Structure, build_program, compositions, skeleton, stage_composition
 from froude.training.ledger import Ledger, probability_of_fit, reserved_bytes
 from froude.training.placement import LayoutBatch, Placement, kind, place
 from froude.training.plan import Job, Layout, TrainPlan
 from froude.training.price import Priced, add_up, combine, price, resident_bytes
 from froude.training.schedule import Schedule, schedules
 from froude.training.technique import StepContext, TrainingTechnique, techniques
-from froude.training.work import StepWork, step_work
+from froude.training.work import StepWork, model_blocks, step_work
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,13 @@ def dense_layers(architecture: Architecture) -> int:
     return architecture.experts.dense_layers if architecture.experts else 0
 
 
-@lru_cache(maxsize=32)
-def _schedule(name: str) -> Schedule:
-    return schedules.create(name)
+@lru_cache(maxsize=64)
+def _schedule(name: str, used: tuple[TrainingTechnique, ...] = ()) -> Schedule:
+    """One object per schedule and techniques: structures compare by it."""
+    schedule = schedules.create(name)
+    for technique in used:
+        schedule = technique.rewrite_schedule(schedule)
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -198,13 +202,18 @@ def price_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[PricedB
     batches = []
     for members in by_kind.values():
         batch = LayoutBatch.of(members)
-        context = StepContext(scenario.architecture, scenario.cluster, scenario.job, batch, scenario.costs)
-        placement = place(scenario.job, batch, gradient_bytes(scenario))
+        arch, job = scenario.architecture, scenario.job
+        placement = place(job, batch, gradient_bytes(scenario))
+        context = StepContext(arch, scenario.cluster, job, batch, scenario.costs, placement)
         for technique in scenario.techniques:
-            placement = technique.rewrite_placement(placement, context)
-        work = step_work(scenario.architecture, scenario.job, batch, placement, scenario.stack)
+            context = replace(context, placement=technique.rewrite_placement(context.placement, context))
+        placement = context.placement
+        blocks = model_blocks(arch, job, batch, placement, scenario.stack)
         for technique in scenario.techniques:
-            work = technique.rewrite_work(work, placement, context)
+            blocks = technique.rewrite_blocks(blocks, context)
+        work = step_work(blocks, arch, job, batch, placement)
+        for technique in scenario.techniques:
+            work = technique.rewrite_work(work, context)
         priced = price(work, scenario.costs)
         batches.append(PricedBatch(tuple(members), batch, placement, work, priced, context))
     return batches
@@ -215,26 +224,31 @@ def gradient_bytes(scenario: Scenario) -> float:
     return 4.0 if scenario.job.precision == "fp32" or scenario.stack.gradients == "fp32" else 2.0
 
 
-def structure_of(scenario: Scenario, layout: Layout, work: StepWork) -> Structure:
-    """The structure of a layout's step."""
-    stack = scenario.stack
-    schedule = _schedule(layout.schedule)
-    for technique in scenario.techniques:
-        schedule = technique.rewrite_schedule(schedule)
+def structure_of(scenario: Scenario, batch: PricedBatch, index: int) -> Structure:
+    """The structure of one layout's step."""
+    layout, work, stack = batch.layouts[index], batch.work, scenario.stack
+    schedule = _schedule(layout.schedule, scenario.techniques)
     replicas = layout.data_parallel * layout.context_parallel > 1
-    return Structure(
+    structure = Structure(
         stages=layout.pipeline_parallel,
         chunks=layout.virtual_stages,
         micro_batches=scenario.micro_batches(layout),
         schedule=schedule,
-        layers=scenario.architecture.layers,
-        dense_layers=dense_layers(scenario.architecture),
+        pieces=compositions(
+            scenario.architecture.layers,
+            layout.pipeline_parallel,
+            layout.virtual_stages,
+            dense_layers(scenario.architecture),
+        ),
         gather_each=work.gather_forward.each if work.gather_forward and replicas else None,
         reduce_each=work.reduce.each if work.reduce and replicas else None,
         shard_overlap=stack.shard_overlap != "none",
         gradient_overlap=stack.gradient_overlap != "none",
         pipeline_overlap=stack.pipeline_overlap != "none",
     )
+    for technique in scenario.techniques:
+        structure = technique.rewrite_structure(structure, batch.context)
+    return structure
 
 
 def predict(scenario: Scenario, layouts: Sequence[Layout]) -> list[StepPrediction]:
@@ -259,7 +273,7 @@ def predict_priced(scenario: Scenario, batch: PricedBatch, which: Sequence[int])
     """Evaluate some layouts of a priced batch."""
     groups: dict[Structure, list[int]] = {}
     for i in which:
-        groups.setdefault(structure_of(scenario, batch.layouts[i], batch.work), []).append(i)
+        groups.setdefault(structure_of(scenario, batch, i), []).append(i)
     predictions: list[StepPrediction] = []
     for structure, members in groups.items():
         predictions += _predict_group(scenario, batch, structure, members)
@@ -276,11 +290,11 @@ def _predict_group(
         stage: sum(resident_bytes(structure.stage_composition(stage), priced, placement).values(), start=0.0)
         for stage in range(structure.stages)
     }
-    program = build_program(structure, priced, resident)
-    context = replace(batch.context, batch=_pick_batch(batch.batch, index))
+    program = build_program(structure, priced, resident, own=bool(scenario.techniques))
+    context = replace(batch.context, batch=_pick_batch(batch.batch, index), placement=placement)
     for technique in scenario.techniques:
-        program = technique.rewrite_program(program, structure, batch.work, priced, context)
-    timeline = evaluate(program, compile_levels(program))
+        program = technique.rewrite_program(program, structure, priced, context)
+    timeline = evaluate(program, compile_levels(program) if scenario.techniques else skeleton(structure).levels)
     width = len(members)
     nodes = scenario.cluster.nodes
     straggling = float(np.asarray(scenario.costs.straggling(nodes)))

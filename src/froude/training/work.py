@@ -28,6 +28,7 @@ from froude.training.placement import LayoutBatch, Placement
 from froude.training.plan import Job, Recompute
 
 BlockName = str
+""""embedding", "layer", "dense-layer", "head", or a name that a technique adds."""
 Work = tuple[Operator | Collective, ...]
 
 
@@ -77,7 +78,7 @@ class StepWork:
         send: activations from stage to stage (gradients on the way back are as large).
     """
 
-    blocks: Mapping[BlockName, Block]
+    blocks: Blocks
     gather_forward: Sync | None
     gather_backward: Sync | None
     reduce: Sync | None
@@ -90,11 +91,13 @@ class StepWork:
         return replace(self, blocks={**self.blocks, name: block})
 
 
-def step_work(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> StepWork:
-    """The work of one step under Megatron's tensor parallelism (with sequence parallelism) and ZeRO.
+Blocks = Mapping[BlockName, Block]
 
-    Collectives of a layer follow Korthikanti et al. 2022, arXiv:2205.05198, section 4.2; ZeRO's follow Rajbhandari et
-    al. 2020, arXiv:1910.02054.
+
+def model_blocks(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> Blocks:
+    """What the model is made of, under Megatron's tensor parallelism (with sequence parallelism).
+
+    Collectives of a layer follow Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.
     """
     blocks: dict[BlockName, Block] = {
         "embedding": _embedding(arch, job, batch, placement),
@@ -103,6 +106,14 @@ def step_work(arch: Architecture, job: Job, batch: LayoutBatch, placement: Place
     }
     if arch.experts is not None and arch.experts.dense_layers:
         blocks["dense-layer"] = _layer(arch, job, batch, placement, stack, dense=True)
+    return blocks
+
+
+def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> StepWork:
+    """The work of a step on these blocks: what ZeRO gathers, reduces and updates.
+
+    Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054.
+    """
     weights, gradients = placement.states["weights"], placement.states["gradients"]
 
     def per_block(
@@ -263,7 +274,7 @@ def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Plac
     return Block(
         forward=(*operators, *closing),
         backward=tuple(_reversed(operators)),
-        parameters=arch.embedding_parameters / placement.mesh["tp"],
+        parameters=arch.embedding_parameters / ways["vocab"],
         saved_bytes=0.0,
     )
 
@@ -291,7 +302,7 @@ def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement
     return Block(
         forward=(*opening, *operators, loss),
         backward=(*_reversed(operators), *_region_backward(arch, job, batch, placement)),
-        parameters=(own + arch.final_norm_parameters) / placement.mesh["tp"],
+        parameters=(own + arch.final_norm_parameters) / ways["vocab"],
         saved_bytes=sum(tensors.values(), start=0.0) + logits,
         # the logits in the compute type that the fp32 copy was made from, and their gradient
         transient_bytes=logits * (activation_bytes(job) / 4.0 + 1.0),

@@ -14,7 +14,6 @@ from froude.models.architecture import Architecture
 from froude.program.program import Program
 from froude.timing.cost import Collective
 from froude.training.build import Structure
-from froude.training.placement import Placement
 from froude.training.plan import Job, Layout
 from froude.training.price import Priced
 from froude.training.technique import StepContext, TrainingTechnique
@@ -41,13 +40,11 @@ class ScatterGather(TrainingTechnique):
             return "sequence_parallel already divides what stages hand over"
         return None
 
-    def rewrite_work(self, work: StepWork, placement: Placement, context: StepContext) -> StepWork:
+    def rewrite_work(self, work: StepWork, context: StepContext) -> StepWork:
         """Each rank sends its share."""
         return replace(work, send=replace(work.send, bytes=work.send.bytes / context.batch.tensor_parallel))
 
-    def rewrite_program(
-        self, program: Program, structure: Structure, work: StepWork, priced: Priced, context: StepContext
-    ) -> Program:
+    def rewrite_program(self, program: Program, structure: Structure, priced: Priced, context: StepContext) -> Program:
         """A hand-over ends when the shares are gathered."""
         whole = stream_bytes(context.architecture, context.job, context.batch)
         gather = Collective(

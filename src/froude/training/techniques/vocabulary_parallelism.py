@@ -9,26 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from froude.core.arrays import Array
 from froude.core.registry import Source
-from froude.machines.cluster import Cluster, Group
+from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.models.operator import Elementwise, Gather, Operator
 from froude.models.transformer import head_activation_tensors, head_operators
 from froude.program.program import Action, Lane, MemoryDelta, Program
 from froude.timing.cost import Collective, Cost
 from froude.training.build import Structure
-from froude.training.placement import Placement
 from froude.training.plan import Job, Layout
-from froude.training.price import Priced
+from froude.training.price import Priced, price_pass
 from froude.training.schedule import Pass, Schedule, schedules
 from froude.training.schedules.one_forward_one_backward import OneForwardOneBackward
 from froude.training.technique import StepContext, TrainingTechnique
-from froude.training.work import BlockName, StepWork, Sync, Work, activation_bytes, stream_bytes, stream_dtype
-
-Item = TypeVar("Item", bound=Operator | Collective)
+from froude.training.work import Blocks, Work, activation_bytes, stream_bytes, stream_dtype
 
 OUTPUT_LAYER = ("lm-head", "cross-entropy", "tp-loss")
 """Work of the head that is divided over the stages; the final norm stays on the last one."""
@@ -66,44 +63,36 @@ class VocabularyParallelism(TrainingTechnique):
             return f"needs equal stages, and pipeline_parallel {stages} does not divide {architecture.layers} layers"
         return None
 
-    def rewrite_work(self, work: StepWork, placement: Placement, context: StepContext) -> StepWork:
+    def rewrite_blocks(self, blocks: Blocks, context: StepContext) -> Blocks:
         """Leave the end stages what is not divided.
 
         Stages have equally many layers, so a stage's share of the parameters may ride on its layers: what is kept,
         reduced and updated per parameter then falls on all stages alike.
         """
-        blocks, layers = dict(work.blocks), context.architecture.layers
+        layers = context.architecture.layers
         embedding, layer, head = blocks["embedding"], blocks["layer"], blocks["head"]
-        blocks["embedding"] = replace(
-            embedding, forward=_rest(embedding.forward), backward=_rest(embedding.backward), parameters=0.0
-        )
-        blocks["layer"] = replace(
-            layer, parameters=layer.parameters + (embedding.parameters + head.parameters) / layers
-        )
-        blocks["head"] = replace(
-            head,
-            forward=_rest(head.forward),
-            backward=_rest(head.backward),
-            parameters=0.0,
-            saved_bytes=_head_tensors(context, placement.ways)["final-norm-input"],
-            transient_bytes=0.0,
-        )
-        return replace(
-            work,
-            blocks=blocks,
-            gather_forward=_spread_sync(work.gather_forward, layers),
-            gather_backward=_spread_sync(work.gather_backward, layers),
-            reduce=_spread_sync(work.reduce, layers),
-            update=_spread(work.update, layers),
-        )
+        kept = _head_tensors(context, context.placement.ways)["final-norm-input"]
+        return {
+            **blocks,
+            "embedding": replace(
+                embedding, forward=_rest(embedding.forward), backward=_rest(embedding.backward), parameters=0.0
+            ),
+            "layer": replace(layer, parameters=layer.parameters + (embedding.parameters + head.parameters) / layers),
+            "head": replace(
+                head,
+                forward=_rest(head.forward),
+                backward=_rest(head.backward),
+                parameters=0.0,
+                saved_bytes=kept,
+                transient_bytes=0.0,
+            ),
+        }
 
     def rewrite_schedule(self, schedule: Schedule) -> Schedule:
         """Each barrier keeps one more micro-batch in flight."""
         return _LongerWarmUp(schedule, self.barriers)
 
-    def rewrite_program(
-        self, program: Program, structure: Structure, work: StepWork, priced: Priced, context: StepContext
-    ) -> Program:
+    def rewrite_program(self, program: Program, structure: Structure, priced: Priced, context: StepContext) -> Program:
         """Weave in the passes of the shares and the communication between them."""
         program.costs |= self._costs(context)
         program.sizes |= self._sizes(context)
@@ -119,7 +108,7 @@ class VocabularyParallelism(TrainingTechnique):
         stages = batch.pipeline_parallel
         dtype, ways = stream_dtype(context.job), _ways(context)
         tokens = batch.micro_batch * context.job.seq_len / batch.context_parallel
-        every_stage = Group(stages, batch.tensor_parallel * batch.context_parallel * batch.data_parallel)
+        every_stage = context.placement.group("pp")
         stream = stream_bytes(arch, context.job, batch)
 
         output = [
@@ -142,22 +131,22 @@ class VocabularyParallelism(TrainingTechnique):
         # A maximum, a sum and the target's logit per token, in fp32.
         statistics = [
             Collective(kind="all-reduce", bytes=tokens * 3 * 4.0, group=group, name="softmax-statistics")
-            for group in (Group(batch.tensor_parallel), every_stage)
+            for group in (context.placement.group("tp"), every_stage)
         ]
 
         # A reduction to one rank sends what a broadcast from it does, the other way.
         spread = Collective(kind="broadcast", bytes=stream, group=every_stage, name="vocabulary-stream")
         agree = statistics if self.barriers == 2 else [*statistics, replace(spread, overhead=rescale)]
         return {
-            "embedding-forward": _device_pass([look_up, zeros], context),
+            "embedding-forward": price_pass([look_up, zeros], model)[0],
             "reduce-embedding": model.collective(spread),
             "broadcast-hidden": model.collective(spread),
-            "vocabulary-s": _device_pass(pass_s, context),
+            "vocabulary-s": price_pass(pass_s, model)[0],
             "agree-on-softmax": model.sequence(agree),
-            "vocabulary-t": _device_pass(pass_t, context),
+            "vocabulary-t": price_pass(pass_t, model)[0],
             "reduce-gradient": model.collective(spread),
             "broadcast-gradient": model.collective(spread),
-            "embedding-backward": _device_pass(look_up.backward(), context),
+            "embedding-backward": price_pass(look_up.backward(), model)[0],
         }
 
     def _sizes(self, context: StepContext) -> dict[str, Array]:
@@ -295,20 +284,6 @@ def _rest(work: Work) -> Work:
     return tuple(item for item in work if not isinstance(item, Gather) and not item.name.startswith(OUTPUT_LAYER))
 
 
-def _spread(parts: Mapping[BlockName, tuple[Item, ...]], layers: int) -> dict[BlockName, tuple[Item, ...]]:
-    """Work per parameter: that of the ends on the layers, evenly."""
-    ends = (*parts["embedding"], *parts["head"])
-    return {
-        "embedding": (),
-        "layer": (*parts["layer"], *(replace(item, count=item.count / layers) for item in ends)),
-        "head": (),
-    }
-
-
-def _spread_sync(sync: Sync | None, layers: int) -> Sync | None:
-    return None if sync is None else replace(sync, collectives=_spread(sync.collectives, layers))
-
-
 def _ways(context: StepContext) -> dict[str, Array]:
     """Pieces per logical axis of the output layer: the vocabulary over stages and tensor-parallel ranks."""
     batch = context.batch
@@ -327,9 +302,3 @@ def _head_tensors(context: StepContext, ways: Mapping[str, Array]) -> dict[str, 
 def _stream_kernel(name: str, tokens: Array, width: int, dtype: str, *, reads: float) -> Elementwise:
     """One kernel of its own that writes as much as the hidden states."""
     return Elementwise(name=name, dtype=dtype, rows=tokens, width=width, reads=reads, fusable=False)
-
-
-def _device_pass(operators: Sequence[Operator], context: StepContext) -> Cost:
-    """A pass takes as long as its device works or its host needs to start its kernels."""
-    busy = context.model.sequence(operators)
-    return Cost(context.model.with_host(busy.seconds, context.model.host_s(operators)), busy.demands, busy.source)

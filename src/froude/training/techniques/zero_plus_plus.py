@@ -69,8 +69,9 @@ class ZeroPlusPlus(TrainingTechnique):
         second = State(whole, np.where(far.ranks > 1, near.ranks, np.inf))
         return placement.with_state("secondary weights", second)
 
-    def rewrite_work(self, work: StepWork, placement: Placement, context: StepContext) -> StepWork:
+    def rewrite_work(self, work: StepWork, context: StepContext) -> StepWork:
         """Exchange the collectives of ZeRO-3."""
+        placement = context.placement
         group = placement.group("dp")
         near, far = _levels(placement, context.cluster)
         weight_bytes = placement.states["weights"].bytes_per_parameter

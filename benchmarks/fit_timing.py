@@ -19,15 +19,14 @@ import numpy as np
 from froude.core.errors import FroudeError
 from froude.timing.constants import Constants, default_constants
 from froude.timing.roofline import Roofline
-from froude.training.build import compositions, stage_composition
+from froude.training.build import stage_composition
 from froude.training.measured import predicted_step_s
-from froude.training.placement import LayoutBatch, place
 from froude.training.price import price
 from froude.training.runs import Run, Unusable, read_table, run_of
 from froude.training.scores import MIN_ROWS, Scores
-from froude.training.step import gradient_bytes, step_work
+from froude.training.step import price_layouts, structure_of
 
-ROWS_PER_SOURCE = 24
+ROWS_PER_SOURCE = 18
 ROUNDS = 3
 STEP = 0.03  # of the logarithm, for differences
 TOLERANCE = 0.08  # errors beyond this weigh less and less
@@ -41,10 +40,9 @@ class Row:
     def __init__(self, run: Run, step_s: float) -> None:
         self.run, self.measured_s = run, step_s
         scenario, layout = run.scenario, run.layout
-        batch = LayoutBatch.of([layout])
-        placement = place(scenario.job, batch, gradient_bytes(scenario))
-        self.work = step_work(scenario.architecture, scenario.job, batch, placement, scenario.stack)
-        pieces = compositions(scenario.architecture.layers, layout.pipeline_parallel, layout.virtual_stages)
+        (batch,) = price_layouts(scenario, [layout])
+        self.work = batch.work
+        pieces = structure_of(scenario, batch, 0).pieces
         self.stages = [stage_composition(pieces, i, layout.pipeline_parallel) for i in range(layout.pipeline_parallel)]
         self.micro_batches = scenario.micro_batches(layout)
         start = default_constants()
@@ -77,14 +75,15 @@ class Row:
 
 
 def load(path: str) -> list[Row]:
-    """At most `ROWS_PER_SOURCE` rows of every source with `MIN_ROWS` or more."""
+    """At most `ROWS_PER_SOURCE` rows of dense models of every source with `MIN_ROWS` or more."""
     by_source: dict[str, list[Row | tuple[Run, float]]] = {}
     for cells in read_table(path, ("step_s", "use")):
         try:
             run = run_of(cells)
         except Unusable:
             continue
-        if run.layout.pipeline_parallel <= MOST_STAGES and run.scenario.objection(run.layout) is None:
+        dense = run.architecture.experts is None
+        if dense and run.layout.pipeline_parallel <= MOST_STAGES and run.scenario.objection(run.layout) is None:
             by_source.setdefault(run.source, []).append((run, float(cells["step_s"])))
     random.seed(0)
     rows = []

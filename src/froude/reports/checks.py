@@ -12,10 +12,15 @@ from froude.training.scores import MIN_ROWS, Check, Scores, Skipped
 
 def show_check(title: str, check: Check) -> None:
     """Errors by source, their equal-weight average, and what was skipped."""
-    rows = [[source, *_cells(scores)] for source, scores in check.by_source().items()]
+    kinds = check.kinds()
+    rows = []
+    for kind in kinds:
+        named = f", {kind}" if len(kinds) > 1 else ""
+        rows += [[f"{source}{named}", *_cells(scores)] for source, scores in check.by_source(kind).items()]
     rows.append(["all rows", *_cells(check.overall())])
-    median, p90 = check.sources_alike()
-    rows.append([f"sources of {MIN_ROWS} rows or more, weighted equally", "", _signed(median), _signed(p90), ""])
+    for kind in kinds:
+        median, p90 = check.sources_alike(kind)
+        rows.append([f"{kind}: sources of {MIN_ROWS} rows or more, alike", "", percent(median), percent(p90), ""])
     print_table(title, ["source", "rows", "median error", "90th percentile", "bias"], rows)
     stated, completed = check.stated(), check.completed()
     console().print(

@@ -54,7 +54,7 @@ def check_train(path: str | os.PathLike[str]) -> Check:
         except (Unusable, FroudeError) as reason:
             skipped.append(Skipped(str(cells["id"]), str(reason)))
             continue
-        scored.append(Scored(run.id, run.source, predicted_s, float(cells["step_s"]), run.assumed))
+        scored.append(Scored(run.id, run.source, predicted_s, float(cells["step_s"]), run.assumed, run.kind))
     return Check(len(rows), tuple(scored), tuple(skipped))
 
 
@@ -80,7 +80,7 @@ def check_memory(path: str | os.PathLike[str]) -> Check:
         kind = str(cells["mem_kind"])
         measured = float(cells["mem_value"]) * (1e9 if "GB" in kind else 1.0)
         predicted = allocated if "allocated" in kind else in_use
-        scored.append(Scored(run.id, run.source, predicted, measured, run.assumed))
+        scored.append(Scored(run.id, run.source, predicted, measured, run.assumed, run.kind))
     return Check(len(rows), tuple(scored), tuple(skipped))
 
 

@@ -27,8 +27,8 @@ from froude.training.technique import techniques
 
 COLUMNS = (
     "id", "source", "model", "device", "n_gpus", "layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq",
-    "n_experts", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "sp", "micro_batch", "global_batch_seqs",
-    "zero_stage", "recompute", "attention", "fused_norm",
+    "n_experts", "topk", "expert_ffn", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "ep", "sp", "micro_batch",
+    "global_batch_seqs", "zero_stage", "recompute", "attention", "fused_norm",
 )  # fmt: skip
 
 
@@ -56,6 +56,11 @@ class Run:
     stack: Stack
     techniques: tuple[str, ...]
     assumed: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """What kind of model it trains."""
+        return "dense" if self.architecture.experts is None else "experts"
 
     @property
     def scenario(self) -> Scenario:
@@ -119,8 +124,6 @@ def run_of(cells: Mapping[str, Any]) -> Run:
     if use != "yes":
         raise Unusable(str(use))
     row = _Row(cells, _defaults_of(str(cells["source"])))
-    if (cells.get("n_experts") or 1) > 1:
-        raise Unusable("mixtures of experts are not priced in training steps yet")
     label = str(row.need("precision", "precision"))
     precision = _tables()["precision"].get(label)
     if precision is None:
@@ -190,7 +193,25 @@ def _architecture(row: _Row) -> Architecture:
     if fields["hidden"] % fields["heads"] and "head_dim" not in fields:
         # 14400 wide BLOOM candidates have 96 heads of 150, whatever the others of their section have.
         fields["heads"] = next(h for h in (96, 80, 72, 48, 32) if fields["hidden"] % h == 0)
+    experts = _experts(row, family)
+    if experts is not None:
+        fields["experts"] = experts
     return Architecture.parse({"name": name, **fields})
+
+
+def _experts(row: _Row, family: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The mixture of experts, where there is one."""
+    count = row.cells.get("n_experts") or 1
+    if count <= 1:
+        return None
+    if family.get("latent_attention"):
+        raise Unusable("latent attention is not expressed yet")
+    return {
+        "count": count,
+        "top_k": row.need("topk", "top_k"),
+        "ffn": row.need("expert_ffn", "expert_ffn"),
+        **family.get("experts", {}),
+    }
 
 
 def _layers_from_parameters(row: _Row, family: Mapping[str, Any], shape: Mapping[str, Any]) -> int:
@@ -260,6 +281,7 @@ def _layout(row: _Row, cluster: Cluster) -> tuple[Layout, int]:
             "tensor_parallel": tensor,
             "pipeline_parallel": pipeline,
             "context_parallel": context,
+            "expert_parallel": int(row.cells.get("ep") or 1),
             "virtual_stages": virtual,
             "schedule": "interleaved-1f1b" if virtual > 1 else "1f1b",
             "micro_batch": int(micro_batch),

@@ -53,13 +53,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Scored:
-    """One evaluated row."""
+    """One evaluated row: its prediction, what was assumed for it, and what kind of run it is ("dense", "experts")."""
 
     id: str
     source: str
     predicted: float
     measured: float
     assumed: tuple[str, ...] = ()
+    kind: str = ""
 
 
 MIN_ROWS = 3
@@ -74,21 +75,26 @@ class Check:
     scored: tuple[Scored, ...]
     skipped: tuple[Skipped, ...]
 
-    def by_source(self) -> dict[str, Scores]:
-        """Scores of each source, in order of appearance."""
+    def by_source(self, kind: str | None = None) -> dict[str, Scores]:
+        """Scores of each source, in order of appearance; of one kind of run if given."""
         groups: dict[str, list[Scored]] = {}
         for item in self.scored:
-            groups.setdefault(item.source, []).append(item)
+            if kind is None or item.kind == kind:
+                groups.setdefault(item.source, []).append(item)
         return {source: _scores(items) for source, items in groups.items()}
+
+    def kinds(self) -> list[str]:
+        """Kinds of run there are, in order of appearance."""
+        return [kind for kind in dict.fromkeys(item.kind for item in self.scored) if kind]
 
     def overall(self) -> Scores:
         """Scores over the rows of all sources with `MIN_ROWS` rows or more."""
         counted = {source for source, scores in self.by_source().items() if scores.n >= MIN_ROWS}
         return _scores([item for item in self.scored if item.source in counted])
 
-    def sources_alike(self) -> tuple[float, float]:
+    def sources_alike(self, kind: str | None = None) -> tuple[float, float]:
         """Median and 90th percentile of the error, each averaged over sources of `MIN_ROWS` rows or more."""
-        counted = [scores for scores in self.by_source().values() if scores.n >= MIN_ROWS]
+        counted = [scores for scores in self.by_source(kind).values() if scores.n >= MIN_ROWS]
         if not counted:
             return math.nan, math.nan
         return (
@@ -113,6 +119,10 @@ class Check:
             "skipped": [{"id": item.id, "reason": item.reason} for item in self.skipped],
             **{name: _finite(getattr(overall, name)) for name in ("median_ape", "mean_ape", "p90_ape", "bias")},
             "by_source": {source: scores.json() for source, scores in self.by_source().items()},
+            "by_kind": {
+                kind: {source: scores.json() for source, scores in self.by_source(kind).items()}
+                for kind in self.kinds()
+            },
             "completed": self.completed().json(),
             "stated": self.stated().json(),
         }

@@ -27,8 +27,8 @@ from froude.training.technique import techniques
 
 COLUMNS = (
     "id", "source", "model", "device", "n_gpus", "layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq",
-    "n_experts", "topk", "expert_ffn", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "ep", "sp", "micro_batch",
-    "global_batch_seqs", "zero_stage", "recompute", "attention", "fused_norm",
+    "n_experts", "topk", "expert_ffn", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "ep", "sp",
+    "micro_batch", "global_batch_seqs", "zero_stage", "recompute", "attention", "fused_norm",
 )  # fmt: skip
 
 

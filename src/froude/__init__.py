@@ -39,6 +39,8 @@ _PUBLIC: dict[str, str] = {
     "check_requests": "froude.runtime.engine.api",
     "simulate_serve": "froude.serving.api",
     "load_trace": "froude.workloads.readers",
+    "bench_serve": "froude.planning.bench",
+    "bench_train": "froude.planning.bench",
     "check_claims": "froude.claims.runner",
     "coverage": "froude.claims.coverage",
 }

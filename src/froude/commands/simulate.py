@@ -41,12 +41,21 @@ def serve(
     trace: Annotated[
         str, typer.Option(metavar="T", help="Azure or other CSV, Mooncake or vLLM JSONL, or lognormal:in=1000,out=200.")
     ],
-    rate: Annotated[float | None, typer.Option(help="Poisson arrivals, requests per second.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second, in place of the trace's arrivals.")] = None,
+    arrivals: Annotated[
+        str, typer.Option(help="poisson, constant, gamma:cv=2, diurnal:peak=3,period=86400.")
+    ] = "poisson",
     concurrency: Annotated[int | None, typer.Option(help="Closed loop of so many clients.")] = None,
     time_scale: Annotated[float | None, typer.Option(help="Stretch the trace's own arrivals.")] = None,
     requests: Annotated[int | None, typer.Option(help="How many, from the start of the trace.")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and synthetic lengths.")] = 0,
-    tp: Annotated[int, typer.Option(help="Devices that share a replica.")] = 1,
+    tp: Annotated[int, typer.Option(help="Devices that attend to a request together.")] = 1,
+    dp: Annotated[int, typer.Option(help="Such groups in one replica, which share its experts.")] = 1,
+    ep: Annotated[int, typer.Option(help="Devices of a replica over which experts are spread.")] = 1,
+    precision: Annotated[
+        str | None, typer.Option(help="Format of the weights: bf16, fp8, nvfp4, mxfp4, w4a16, ...")
+    ] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Type of the cache: auto, bf16, fp8.")] = None,
     replicas: Annotated[int, typer.Option(help="Replicas behind the router.")] = 1,
     router: Annotated[str, typer.Option(help="round-robin, least-outstanding, ...")] = "least-outstanding",
     engine: Annotated[str, typer.Option(help="Serving engine.")] = "vllm",
@@ -73,6 +82,7 @@ def serve(
         cluster,
         trace,
         rate=rate,
+        arrivals=arrivals,
         concurrency=concurrency,
         time_scale=time_scale,
         requests=requests,
@@ -83,6 +93,10 @@ def serve(
         engine=engine,
         scheduler=scheduler,
         tensor_parallel=tp,
+        data_parallel=dp,
+        expert_parallel=ep,
+        precision=precision,
+        kv_dtype=kv_dtype,
         replicas=replicas,
         router=router,
         chunk_tokens=chunk_tokens,

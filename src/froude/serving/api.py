@@ -235,12 +235,13 @@ def make_load(
     source: str | Path | Trace,
     *,
     rate: float | None = None,
+    arrivals: str = "poisson",
     concurrency: int | None = None,
     time_scale: float | None = None,
     requests: int | None = None,
     seed: int = 0,
 ) -> Trace:
-    """A trace with the arrivals asked for: its own (perhaps stretched), Poisson, or all at once for a closed loop."""
+    """A trace with the arrivals asked for: its own (perhaps stretched), of a rate, or at once for a closed loop."""
     given = [n for n, v in (("rate", rate), ("concurrency", concurrency), ("time-scale", time_scale)) if v is not None]
     if len(given) > 1:
         raise FroudeError(f"{given[1]}: cannot be combined with {given[0]}; give one of rate, concurrency, time-scale")
@@ -248,8 +249,10 @@ def make_load(
         trace = source if requests is None else source.first(requests)
     else:
         trace = load_trace(str(source), seed, requests)
+    if rate is None and arrivals != "poisson":
+        raise InvalidValueError("arrivals", arrivals, "needs a rate; give --rate, requests per second")
     if rate is not None:
-        return trace.at_rate(rate, seed)
+        return trace.at_rate(rate, seed, arrivals)
     if concurrency is not None:
         if concurrency < 1:
             raise InvalidValueError("concurrency", concurrency, "is not a number of clients; the least is 1")
@@ -274,6 +277,7 @@ def simulate_serve(
     trace: str | Path | Trace,
     *,
     rate: float | None = None,
+    arrivals: str = "poisson",
     concurrency: int | None = None,
     time_scale: float | None = None,
     requests: int | None = None,
@@ -288,7 +292,7 @@ def simulate_serve(
     Args:
         model, cluster: what runs where; names or specs.
         trace: a file, a synthetic workload's name, or a `Trace`.
-        rate, concurrency, time_scale, requests, seed: the load, see `make_load`.
+        rate, arrivals, concurrency, time_scale, requests, seed: the load, see `make_load`.
         slo: targets such as ``ttft=0.5,tpot=0.05`` in seconds.
         stepping: one iteration at a time; the same figures, slowly.
         record: keep the segments, for timelines.
@@ -296,7 +300,15 @@ def simulate_serve(
     """
     targets = parse_slo(slo)
     built = build_deployment(model, cluster, **deployment)
-    load = make_load(trace, rate=rate, concurrency=concurrency, time_scale=time_scale, requests=requests, seed=seed)
+    load = make_load(
+        trace,
+        rate=rate,
+        arrivals=arrivals,
+        concurrency=concurrency,
+        time_scale=time_scale,
+        requests=requests,
+        seed=seed,
+    )
     return run_deployment(built, load, targets, concurrency=concurrency, stepping=stepping, record=record)
 
 

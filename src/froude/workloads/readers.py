@@ -3,8 +3,11 @@
 - Azure 2023 and 2024 (``TIMESTAMP,ContextTokens,GeneratedTokens``): Patel et al. (2024), Splitwise, arXiv:2311.18677.
 - Mooncake JSONL (``timestamp`` in ms, ``input_length``, ``output_length``, ``hash_ids`` of 512 tokens each): Qin et al.
   (2024), Mooncake, arXiv:2407.00079.
+- Vidur CSV (``arrived_at,num_prefill_tokens,num_decode_tokens``): Agrawal et al. (2024), arXiv:2405.05465.
+- BurstGPT CSV (``Timestamp,Model,Request tokens,Response tokens,...``; failed requests, of no response, are left out):
+  Wang et al. (2024), BurstGPT, arXiv:2401.17644.
 - vLLM's ``requests.jsonl``: every request time-stamped by the engine.
-- Any CSV with columns for arrival in seconds and for tokens in and out.
+- Any CSV or Parquet file with columns for arrival in seconds and for tokens in and out.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def load_trace(source: str, seed: int = 0, requests: int | None = None) -> Trace
         FroudeError: one sentence for a missing or truncated file, a missing column, a bad value.
     """
     if is_synthetic(source):
-        return synthetic_trace(source, seed, requests)
+        return synthetic_trace(source, seed, requests, read=load_trace)
     path = Path(source)
     if path.is_dir():
         path = path / "requests.jsonl"
@@ -50,6 +53,8 @@ def load_trace(source: str, seed: int = 0, requests: int | None = None) -> Trace
 
 
 def _read(name: str, path: Path) -> Trace:
+    if path.suffix == ".parquet":
+        return _parquet(name, path)
     text = _text(path)
     suffixes = [s for s in path.suffixes if s != ".gz"]
     if suffixes and suffixes[-1] in {".jsonl", ".json"}:
@@ -77,12 +82,31 @@ def _csv(name: str, text: str) -> Trace:
         table = pl.read_csv(io.StringIO(text), infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise FroudeError(f"{name}: not a table of comma-separated values ({str(error).splitlines()[0]})") from None
+    return _table(name, table)
+
+
+def _parquet(name: str, path: Path) -> Trace:
+    try:
+        table = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise FroudeError(f"{name}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    flat = [column for column, kind in table.schema.items() if not kind.is_nested()]
+    return _table(name, table.select(pl.col(flat).cast(pl.String)))
+
+
+def _table(name: str, table: pl.DataFrame) -> Trace:
+    source = ""
+    if "Response tokens" in table.columns:
+        table = table.filter(pl.col("Response tokens") != "0")
+        source = "Wang et al. (2024), BurstGPT, arXiv:2401.17644"
     inputs = _integers(name, table, _column(name, table, INPUT))
     outputs = _integers(name, table, _column(name, table, OUTPUT))
     arrivals = _times(name, table, _column(name, table, ARRIVAL))
-    azure = "ContextTokens" in table.columns
-    source = "Patel et al. (2024), Splitwise, arXiv:2311.18677" if azure else ""
-    if azure:  # a request that generated nothing still emits the token that ends it
+    if "num_prefill_tokens" in table.columns:
+        source = "Agrawal et al. (2024), Vidur, arXiv:2405.05465"
+    if "ContextTokens" in table.columns:
+        source = "Patel et al. (2024), Splitwise, arXiv:2311.18677"
+        # A request that generated nothing still emits the token that ends it.
         outputs = np.maximum(outputs, 1)
     return make_trace(name, arrivals, inputs, outputs, source=source)
 

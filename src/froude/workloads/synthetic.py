@@ -1,22 +1,35 @@
-"""Named synthetic workloads: length distributions without a file.
+"""Named synthetic workloads: lengths, and sessions, without a file.
 
 ``constant:in=1024,out=256`` gives every request the same lengths; ``lognormal:in=1000,out=200,cv=1.0`` draws both from
-log-normal distributions of those means and that coefficient of variation. Draws depend on the seed and the request's
-number only.
+log-normal distributions of those means and that coefficient of variation; ``zipf:min=1024,max=4096,theta=0.6,ratio=20``
+draws the total by Zipf's law and splits it, as Vidur does; ``empirical:FILE`` draws pairs of lengths from a trace.
+``sessions:turns=3,in=500,out=200`` are conversations whose every turn repeats what was said before; ``prefixes:...``
+are requests that begin with one of a few long system prompts. Draws depend on the seed only.
+Sources: Agrawal et al. (2024), Vidur, arXiv:2405.05465 (Zipf lengths); Zheng et al. (2023), SGLang, arXiv:2312.07104
+(multi-turn chat and shared prompts as workloads).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from froude.core.errors import InvalidValueError, UnknownNameError
 from froude.workloads.trace import Ints, Trace, make_trace
 
-NAMES = ("constant", "lognormal")
-_KNOBS = {"constant": ("in", "out", "n"), "lognormal": ("in", "out", "cv", "n")}
-_DEFAULTS = {"in": 1024.0, "out": 256.0, "cv": 1.0, "n": 1000.0}
+_DEFAULTS: dict[str, dict[str, float]] = {
+    "constant": {"in": 1024, "out": 256, "n": 1000},
+    "lognormal": {"in": 1024, "out": 256, "cv": 1, "n": 1000},
+    "zipf": {"min": 1024, "max": 4096, "theta": 0.6, "ratio": 20, "n": 1000},
+    "sessions": {"turns": 3, "in": 500, "out": 200, "cv": 1, "think": 30, "rate": 1, "block": 512, "n": 1000},
+    "prefixes": {"groups": 8, "prefix": 2048, "in": 200, "out": 200, "cv": 1, "block": 512, "n": 1000},
+}
+"""Knobs of each, with defaults. ``n`` requests; ``think`` seconds between turns; ``rate`` sessions begun per second;
+``block`` tokens that one prefix hash stands for."""
+NAMES = (*_DEFAULTS, "empirical")
 
 
 def is_synthetic(text: str) -> bool:
@@ -24,8 +37,16 @@ def is_synthetic(text: str) -> bool:
     return text.partition(":")[0].lower() in NAMES
 
 
-def synthetic_trace(text: str, seed: int = 0, requests: int | None = None) -> Trace:
-    """The workload of that name; requests all ready at time zero until a rate is laid over them.
+def synthetic_trace(
+    text: str, seed: int = 0, requests: int | None = None, read: Callable[[str], Trace] | None = None
+) -> Trace:
+    """The workload of that name. All but sessions are ready at time zero until a rate is laid over them.
+
+    Args:
+        text: its name and knobs.
+        seed: of all draws.
+        requests: how many, in place of the knob ``n``.
+        read: reads the trace that ``empirical`` draws from.
 
     Raises:
         FroudeError: naming an unknown knob or a value out of range.
@@ -34,30 +55,118 @@ def synthetic_trace(text: str, seed: int = 0, requests: int | None = None) -> Tr
     name = name.lower()
     if name not in NAMES:
         raise UnknownNameError("trace", text, NAMES)
-    knobs = dict(_DEFAULTS)
+    rng = np.random.default_rng(seed)
+    if name == "empirical":
+        if read is None or not rest:
+            raise InvalidValueError("trace", text, "names no trace to draw from, such as empirical:azure.csv")
+        return _empirical(text, rng, requests, read(rest))
+    knobs = _knobs(name, rest)
+    count = int(knobs["n"]) if requests is None else requests
+    if count < 1:
+        raise InvalidValueError("requests", count, "is not a number of requests; the least is 1")
+    if name == "sessions":
+        return _sessions(text, rng, count, knobs)
+    more: dict[str, Any] = {}
+    if name == "constant":
+        inputs, outputs = (np.full(count, max(1, round(knobs[key])), dtype=np.int64) for key in ("in", "out"))
+    elif name == "zipf":
+        inputs, outputs = _zipf(rng, count, knobs)
+    else:
+        inputs, outputs = (_lognormal(rng, count, knobs[key], knobs["cv"]) for key in ("in", "out"))
+    if name == "prefixes":
+        group = rng.integers(0, max(1, int(knobs["groups"])), count)
+        inputs = inputs + int(knobs["prefix"])
+        more = _hashes(group.tolist(), inputs, int(knobs["prefix"]), int(knobs["block"]))
+    return make_trace(text, np.zeros(count), inputs, outputs, source="synthetic", **more)
+
+
+def _knobs(name: str, rest: str) -> dict[str, float]:
+    knobs = dict(_DEFAULTS[name])
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
-        if key.strip() not in _KNOBS[name]:
-            raise UnknownNameError(f"trace {name}", key.strip(), _KNOBS[name])
+        if key.strip() not in knobs:
+            raise UnknownNameError(f"trace {name}", key.strip(), knobs)
         try:
             knobs[key.strip()] = float(value)
         except ValueError:
             raise InvalidValueError(f"trace {name}, {key.strip()}", value, "is not a number") from None
-    for key in _KNOBS[name]:
-        if not (knobs[key] > 0 and math.isfinite(knobs[key])):
-            raise InvalidValueError(f"trace {name}, {key}", knobs[key], "must be positive")
-    count = int(knobs["n"]) if requests is None else requests
-    if count < 1:
-        raise InvalidValueError("requests", count, "is not a number of requests; the least is 1")
-    rng = np.random.default_rng(seed)
-    if name == "constant":
-        inputs, outputs = (np.full(count, max(1, round(knobs[key])), dtype=np.int64) for key in ("in", "out"))
-    else:
-        inputs, outputs = (_lognormal(rng, count, knobs[key], knobs["cv"]) for key in ("in", "out"))
-    return make_trace(text, np.zeros(count), inputs, outputs, source="synthetic")
+    for key, number in knobs.items():
+        if not (number > 0 and math.isfinite(number)):
+            raise InvalidValueError(f"trace {name}, {key}", number, "must be positive")
+    if knobs.get("min", 0.0) > knobs.get("max", math.inf):
+        raise InvalidValueError(f"trace {name}, min", knobs["min"], f"is more than max ({knobs['max']:g})")
+    return knobs
 
 
 def _lognormal(rng: np.random.Generator, count: int, mean: float, cv: float) -> Ints:
     variance = math.log1p(cv * cv)
     draws = rng.lognormal(math.log(mean) - variance / 2.0, math.sqrt(variance), count)
     return np.maximum(1, np.rint(draws)).astype(np.int64)
+
+
+def _zipf(rng: np.random.Generator, count: int, knobs: dict[str, float]) -> tuple[Ints, Ints]:
+    """Totals between ``min`` and ``max`` with probability as rank to the power -theta; ``ratio`` input per output."""
+    totals = np.arange(int(knobs["min"]), int(knobs["max"]) + 1)
+    weights = np.arange(1, len(totals) + 1, dtype=float) ** -knobs["theta"]
+    drawn = rng.choice(totals, count, p=weights / weights.sum())
+    outputs = np.maximum(1, np.rint(drawn / (1.0 + knobs["ratio"]))).astype(np.int64)
+    return np.maximum(1, drawn - outputs), outputs
+
+
+def _empirical(text: str, rng: np.random.Generator, requests: int | None, found: Trace) -> Trace:
+    count = len(found) if requests is None else requests
+    if count < 1:
+        raise InvalidValueError("requests", count, "is not a number of requests; the least is 1")
+    rows = rng.integers(0, len(found), count)
+    inputs, outputs = found.input_tokens[rows], found.output_tokens[rows]
+    return make_trace(text, np.zeros(count), inputs, outputs, source=f"drawn from {found.name}")
+
+
+def _sessions(text: str, rng: np.random.Generator, count: int, knobs: dict[str, float]) -> Trace:
+    """Conversations: the prompt of a turn is all that was said before and something new.
+
+    Sessions begin as a Poisson process, have a geometric number of turns, and think exponentially long between them.
+    Generated tokens are part of the next prompt; its blocks up to the end of the previous prompt can be found again.
+    """
+    arrivals: list[float] = []
+    inputs: list[int] = []
+    outputs: list[int] = []
+    prefixes: list[tuple[int, ...]] = []
+    block, begun_s, hashed = int(knobs["block"]), 0.0, 0
+    while len(arrivals) < count:
+        begun_s += rng.exponential(1.0 / knobs["rate"])
+        turns = int(rng.geometric(min(1.0, 1.0 / knobs["turns"])))
+        asked = _lognormal(rng, turns, knobs["in"], knobs["cv"])
+        answered = _lognormal(rng, turns, knobs["out"], knobs["cv"])
+        now_s, said = begun_s, 0
+        for new, reply in zip(asked.tolist(), answered.tolist(), strict=True):
+            arrivals.append(now_s)
+            inputs.append(said + new)
+            outputs.append(reply)
+            prefixes.append(tuple(range(hashed, hashed - (-(said + new) // block))))
+            said += new + reply
+            now_s += rng.exponential(knobs["think"])
+        hashed += -(-said // block)
+    order = np.argsort(np.array(arrivals), kind="stable")[:count]
+    return make_trace(
+        text,
+        np.array(arrivals)[order],
+        np.array(inputs)[order],
+        np.array(outputs)[order],
+        prefix_ids=[prefixes[i] for i in order],
+        prefix_block_tokens=block,
+        source="synthetic",
+    )
+
+
+def _hashes(groups: list[int], inputs: Ints, shared: int, block: int) -> dict[str, Any]:
+    """Hashes of prompts that begin with ``shared`` tokens of their group and go on alone."""
+    known: dict[tuple[str, int, int], int] = {}
+    ids = [
+        tuple(
+            known.setdefault(("group", group, k) if (k + 1) * block <= shared else ("own", number, k), len(known))
+            for k in range(-(-length // block))
+        )
+        for number, (group, length) in enumerate(zip(groups, inputs.tolist(), strict=True))
+    ]
+    return {"prefix_ids": ids, "prefix_block_tokens": block}

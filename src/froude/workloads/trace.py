@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from froude.core.arrays import Floats
 from froude.core.errors import InvalidValueError
+from froude.workloads.arrivals import arrival_times
 from froude.workloads.call import Call
 
 Ints = npt.NDArray[np.int64]
@@ -93,12 +94,12 @@ class Trace:
             measured={k: v[rows] for k, v in self.measured.items()} if self.measured else None,
         )
 
-    def at_rate(self, rate: float, seed: int) -> Trace:
-        """The same lengths in the same order, arriving as a Poisson process of ``rate`` requests per second."""
-        if not rate > 0:
-            raise InvalidValueError("rate", rate, "is not a rate; requests per second must be positive")
-        gaps = np.random.default_rng(seed).exponential(1.0 / rate, len(self))
-        return replace(self, arrival_s=np.cumsum(gaps))
+    def at_rate(self, rate: float, seed: int, arrivals: str = "poisson") -> Trace:
+        """The same lengths in the same order, ``rate`` requests per second on average.
+
+        ``arrivals`` names the process: see `froude.workloads.arrivals`.
+        """
+        return replace(self, arrival_s=arrival_times(arrivals, len(self), rate, seed))
 
     def scaled(self, factor: float) -> Trace:
         """Time stretched ``factor`` times: above 1 the load is lighter."""

@@ -1,0 +1,93 @@
+"""Synthetic lengths, sessions and arrival processes are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from froude.core.errors import FroudeError
+from froude.workloads.arrivals import arrival_times
+from froude.workloads.readers import load_trace
+
+
+def test_zipf_favours_the_short():
+    trace = load_trace("zipf:min=100,max=1000,theta=1,ratio=4", seed=1, requests=20_000)
+    total = trace.input_tokens + trace.output_tokens
+    assert (total.min(), total.max()) == (100, 1000)
+    ranks = np.arange(1, 902)
+    assert np.mean(total == 100) == pytest.approx(1.0 / (1.0 / ranks).sum(), rel=0.1)
+    assert trace.input_tokens.sum() / trace.output_tokens.sum() == pytest.approx(4.0, rel=0.02)
+
+
+def test_every_turn_of_a_session_repeats_what_was_said():
+    trace = load_trace("sessions:turns=4,in=300,out=100,block=64,rate=2", seed=3, requests=400)
+    assert trace.prefix_ids is not None and (np.diff(trace.arrival_s) >= 0).all()
+    seen: dict[int, int] = {}  # a session is known by its first hash; tokens said so far
+    turns = 0
+    for ids, asked, answered in zip(trace.prefix_ids, trace.input_tokens, trace.output_tokens, strict=True):
+        assert len(ids) == -(-asked // 64)
+        if ids[0] in seen:
+            turns += 1
+            assert asked > seen[ids[0]]
+        seen[ids[0]] = int(asked + answered)
+    assert turns > 100
+
+
+def test_prompts_of_a_group_share_whole_blocks_only():
+    trace = load_trace("prefixes:groups=2,prefix=100,in=50,out=5,block=32", seed=1, requests=40)
+    assert trace.prefix_ids is not None
+    firsts = {ids[:3] for ids in trace.prefix_ids}
+    assert len(firsts) == 2
+    rest = [unit for ids in trace.prefix_ids for unit in ids[3:]]
+    assert len(set(rest)) == len(rest)
+
+
+def test_empirical_lengths_come_from_the_file(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,10,1\n1,20,2\n")
+    trace = load_trace(f"empirical:{path}", seed=1, requests=200)
+    pairs = set(zip(trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True))
+    assert pairs == {(10, 1), (20, 2)}
+
+
+@pytest.mark.parametrize(("process", "cv"), [("poisson", 1.0), ("gamma:cv=3", 3.0), ("constant", 0.0)])
+def test_gaps(process, cv):
+    gaps = np.diff(arrival_times(process, 40_000, 5.0, 1))
+    assert gaps.mean() == pytest.approx(0.2, rel=0.05)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05, abs=1e-6)
+
+
+def test_a_day_has_a_peak():
+    times = arrival_times("diurnal:peak=4,period=1000", 50_000, 10.0, 1)
+    assert (np.diff(times) >= 0).all() and times[-1] == pytest.approx(5000.0, rel=0.02)
+    count, _ = np.histogram(times % 1000, bins=20, range=(0, 1000))
+    assert count[9:11].mean() / count[[0, 19]].mean() == pytest.approx(4.0, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("process", "says"),
+    [("gama", "gamma"), ("gamma:cv=0", "positive"), ("gamma:c=2", "'cv'"), ("gamma:cv=x", "number")],
+)
+def test_bad_arrivals(process, says):
+    with pytest.raises(FroudeError, match=says):
+        arrival_times(process, 3, 1.0, 0)
+
+
+def test_vidur_burstgpt_and_parquet(tmp_path):
+    vidur = tmp_path / "vidur.csv"
+    vidur.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,10,3\n1.0,20,4\n")
+    burst = tmp_path / "burst.csv"
+    burst.write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n9,GPT-4,100,0,100,API log\n45,ChatGPT,1087,230,1317,API log\n"
+    )
+    assert load_trace(str(vidur)).output_tokens.tolist() == [3, 4]
+    found = load_trace(str(burst))
+    assert found.arrival_s.tolist() == [0.0, 40.0] and found.input_tokens.tolist() == [472, 1087]
+    table = pl.DataFrame({"TIMESTAMP": [1.5, 2.0], "ContextTokens": [7, 8], "GeneratedTokens": [1, 2], "x": [[1], [2]]})
+    table.write_parquet(tmp_path / "a.parquet")
+    assert load_trace(str(tmp_path / "a.parquet")).arrival_s.tolist() == [0.0, 0.5]
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 not")
+    with pytest.raises(FroudeError, match="not a Parquet file"):
+        load_trace(str(tmp_path / "b.parquet"))

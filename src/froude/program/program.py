@@ -149,9 +149,10 @@ class Program:
 
     def select(self, candidate: int) -> Program:
         """The program of one candidate: same tasks, scalar numbers."""
+        width = self.candidates
 
         def pick(value: Array) -> float:
-            return float(np.broadcast_to(np.asarray(value, dtype=float), (self.candidates,))[candidate])
+            return float(np.broadcast_to(np.asarray(value, dtype=float), (width,))[candidate])
 
         return Program(
             self.tasks,

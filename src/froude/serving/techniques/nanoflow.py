@@ -2,7 +2,7 @@
 all-reduces.
 
 The batch is cut in two; products run on one lane, decode attention on another, collectives on a third, and the
-nano-batches take turns half a layer apart. Weights are read once per nano-batch, and smaller products are less efficient.
+nano-batches take turns half a layer apart. Weights are read once per nano-batch; smaller products are less efficient.
 """
 
 from __future__ import annotations

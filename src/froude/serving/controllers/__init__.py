@@ -1,0 +1,1 @@
+"""Published controllers of serving clusters, one file each."""

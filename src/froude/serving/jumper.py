@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 
 from froude.core.errors import FroudeError
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
-from froude.serving.outcome import NO_TIME, Outcome, Segment
+from froude.serving.outcome import NO_TIME, Outcome, Segment, Worker
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache
 from froude.serving.queues import FirstComeQueue, KeyedQueue
@@ -36,10 +36,7 @@ class Jumper(View):
         self,
         trace: list[Sequence],
         outcome: Outcome,
-        scheduler: Scheduler,
-        time: IterationTime,
-        total_blocks: int,
-        block_tokens: int,
+        worker: Worker,
         arrivals: list[Sequence],
         shared: tuple[list[int], list[int]],
         replica: int = 0,
@@ -48,8 +45,9 @@ class Jumper(View):
     ) -> None:
         self.controller = controller
         self.cache = cache
-        self.trace, self.outcome, self.scheduler, self.time = trace, outcome, scheduler, time
-        self.total_blocks = self.free_blocks = self.least_free = total_blocks
+        self.trace, self.outcome, self.scheduler, self.time = trace, outcome, worker.scheduler, worker.time
+        scheduler, block_tokens = worker.scheduler, worker.block_tokens
+        self.total_blocks = self.free_blocks = self.least_free = worker.total_blocks
         self.block_tokens = block_tokens
         self.arrivals = arrivals
         self.replica = replica
@@ -61,6 +59,7 @@ class Jumper(View):
         self.arrived = 0  # requests of `arrivals` that have joined the queue
         self.released = len(trace)  # requests whose arrival is known; fewer than all in a closed loop
         self.outstanding = 0  # requests handed over and not complete
+        self.outstanding_tokens = 0  # of their prompts
         self.iterations = self.busy_ps = 0
         self.now_ps = 0
         self.counter = 0
@@ -199,11 +198,13 @@ class Jumper(View):
         """A request arrives at the present horizon. The generator must be resumed before anything else happens."""
         self.arrivals.append(sequence)
         self.outstanding += 1
+        self.outstanding_tokens += sequence.prompt_tokens
 
     def _complete(self, sequence: Sequence, now: int) -> None:
         self._release(sequence)
         self.outcome.finish_ps[sequence.id] = now
         self.outstanding -= 1
+        self.outstanding_tokens -= sequence.prompt_tokens
         if self.released < len(self.arrivals):  # a closed loop: its client sends the next request at once
             self.arrivals[self.released].arrival_ps = now
             self.released += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from froude.serving.iteration import IterationTime
 from froude.serving.policy import Scheduler, Sequence
 
 NEVER = -1
@@ -63,6 +64,16 @@ class Outcome:
         self.preemptions = [0] * self.requests
 
 
+@dataclass(frozen=True)
+class Worker:
+    """One engine of a fleet: its scheduler, what its iterations take, and its cache."""
+
+    scheduler: Scheduler
+    time: IterationTime
+    total_blocks: int
+    block_tokens: int = 16
+
+
 def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_tokens: int) -> bool:
     """Whether the sequence could run to its end with the whole cache to itself."""
     most = max(sequence.prompt_tokens + sequence.output_tokens - 1, scheduler.reserved_tokens(sequence))
@@ -70,22 +81,19 @@ def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_toke
 
 
 def admissible(
-    trace: list[Sequence],
-    outcome: Outcome,
-    scheduler: Scheduler,
-    total_blocks: int,
-    block_tokens: int,
-    concurrency: int | None = None,
+    trace: list[Sequence], outcome: Outcome, workers: list[Worker], concurrency: int | None = None
 ) -> list[Sequence]:
-    """The requests that can run at all; the others are counted as rejected.
+    """The requests that can run on every worker; the others are counted as rejected.
 
     In a closed loop of ``concurrency`` clients the first so many arrive at once and the others have no time yet.
     """
-    most = (total_blocks - scheduler.watermark_blocks(total_blocks)) * block_tokens
-    if type(scheduler).reserved_tokens is Scheduler.reserved_tokens:  # `fits` in line: a trace may be long
-        able = [s for s in trace if s.prompt_tokens + s.output_tokens - 1 <= most]
-    else:
-        able = [s for s in trace if fits(s, scheduler, total_blocks, block_tokens)]
+    able = trace
+    for scheduler, total_blocks, block_tokens in {(w.scheduler, w.total_blocks, w.block_tokens) for w in workers}:
+        most = (total_blocks - scheduler.watermark_blocks(total_blocks)) * block_tokens
+        if type(scheduler).reserved_tokens is Scheduler.reserved_tokens:  # `fits` in line: a trace may be long
+            able = [s for s in able if s.prompt_tokens + s.output_tokens - 1 <= most]
+        else:
+            able = [s for s in able if fits(s, scheduler, total_blocks, block_tokens)]
     outcome.rejected = len(trace) - len(able)
     if concurrency is not None:
         for place, sequence in enumerate(able):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from froude.core.errors import InvalidValueError
-from froude.serving.outcome import Outcome
+from froude.serving.outcome import Outcome, Worker
 from froude.serving.policy import Sequence
 
 
@@ -114,13 +114,11 @@ class PrefixCache:
         return freed
 
 
-def make_caches(
-    replicas: int, total_blocks: int, block_tokens: int, unit_tokens: int | None
-) -> list[PrefixCache] | list[None]:
-    """One cache per replica; None for each where prefixes are not kept."""
+def make_caches(workers: list[Worker], unit_tokens: int | None) -> list[PrefixCache] | list[None]:
+    """One cache per worker; None for each where prefixes are not kept."""
     if unit_tokens is None:
-        return [None] * replicas
-    return [PrefixCache(total_blocks, block_tokens, unit_tokens) for _ in range(replicas)]
+        return [None] * len(workers)
+    return [PrefixCache(w.total_blocks, w.block_tokens, unit_tokens) for w in workers]
 
 
 def count_hits(outcome: Outcome, caches: list[PrefixCache] | list[None]) -> None:

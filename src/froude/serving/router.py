@@ -15,9 +15,11 @@ class Replica(Protocol):
 
     Attributes:
         outstanding: requests handed to it that are not complete.
+        outstanding_tokens: tokens of their prompts.
     """
 
     outstanding: int
+    outstanding_tokens: int
 
 
 class Router(ABC):

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 
 from froude.serving.iteration import IterationTime, PaceController
 from froude.serving.jumper import Jumper
-from froude.serving.outcome import NO_TIME, Outcome, admissible
+from froude.serving.outcome import NO_TIME, Outcome, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence
 from froude.serving.prefix_cache import count_hits, make_caches
 from froude.serving.router import Router
@@ -45,21 +45,42 @@ def jump(
         controllers: one for each replica, free to change what iterations take.
         record: keep a `Segment` per jump.
     """
+    return jump_fleet(
+        sequences,
+        [Worker(scheduler, time, total_blocks, block_tokens)] * replicas,
+        router=router,
+        concurrency=concurrency,
+        prefix_unit_tokens=prefix_unit_tokens,
+        controllers=controllers,
+        record=record,
+    )
+
+
+def jump_fleet(
+    sequences: Iterable[Sequence],
+    workers: list[Worker],
+    *,
+    router: Router | None = None,
+    concurrency: int | None = None,
+    prefix_unit_tokens: int | None = None,
+    controllers: list[PaceController] | None = None,
+    record: bool = False,
+) -> Outcome:
+    """Simulate engines that may differ; see `jump`."""
     trace = list(sequences)
     outcome = Outcome(len(trace))
-    arrivals = admissible(trace, outcome, scheduler, total_blocks, block_tokens, concurrency)
+    arrivals = admissible(trace, outcome, workers, concurrency)
     shared = ([0] * len(trace), [-1] * len(trace))
-    caches = make_caches(replicas, total_blocks, block_tokens, prefix_unit_tokens)
+    caches = make_caches(workers, prefix_unit_tokens)
     engines = []
-    for index, cache in enumerate(caches):
-        known = arrivals if replicas == 1 else []
-        size = (total_blocks, block_tokens)
+    for index, (worker, cache) in enumerate(zip(workers, caches, strict=True)):
+        known = arrivals if len(workers) == 1 else []
         controller = controllers[index] if controllers else None
-        engines.append(Jumper(trace, outcome, scheduler, time, *size, known, shared, index, cache, controller))
+        engines.append(Jumper(trace, outcome, worker, known, shared, index, cache, controller))
     collecting = gc.isenabled()
     gc.disable()  # nothing made here is cyclic, and the collector would walk every request again and again
     try:
-        if replicas == 1:
+        if len(engines) == 1:
             engines[0].released = len(trace) if concurrency is None else concurrency
             for _ in engines[0].play(record):
                 pass
@@ -73,7 +94,7 @@ def jump(
     count_hits(outcome, caches)
     outcome.iterations = sum(e.iterations for e in engines)
     outcome.busy_ps = sum(e.busy_ps for e in engines)
-    outcome.peak_blocks = max(total_blocks - e.least_free for e in engines)
+    outcome.peak_blocks = max(e.total_blocks - e.least_free for e in engines)
     return outcome
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from froude.core.errors import FroudeError
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
-from froude.serving.outcome import NO_TIME, Outcome, admissible
+from froude.serving.outcome import NO_TIME, Outcome, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache, count_hits, make_caches
 from froude.serving.router import Router
@@ -207,11 +207,34 @@ def step(
     controllers: list[PaceController] | None = None,
 ) -> Outcome:
     """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
+    return step_fleet(
+        sequences,
+        [Worker(scheduler, time, total_blocks, block_tokens)] * replicas,
+        router=router,
+        concurrency=concurrency,
+        prefix_unit_tokens=prefix_unit_tokens,
+        controllers=controllers,
+    )
+
+
+def step_fleet(
+    sequences: Iterable[Sequence],
+    workers: list[Worker],
+    *,
+    router: Router | None = None,
+    concurrency: int | None = None,
+    prefix_unit_tokens: int | None = None,
+    controllers: list[PaceController] | None = None,
+) -> Outcome:
+    """Step engines that may differ; see `step`."""
     trace = list(sequences)
     outcome = Outcome(len(trace))
-    arrivals = admissible(trace, outcome, scheduler, total_blocks, block_tokens, concurrency)
-    caches = make_caches(replicas, total_blocks, block_tokens, prefix_unit_tokens)
-    engines = [_Replica(Stepper(scheduler, total_blocks, block_tokens, cache), time, outcome) for cache in caches]
+    arrivals = admissible(trace, outcome, workers, concurrency)
+    caches = make_caches(workers, prefix_unit_tokens)
+    engines = [
+        _Replica(Stepper(w.scheduler, w.total_blocks, w.block_tokens, cache), w.time, outcome)
+        for w, cache in zip(workers, caches, strict=True)
+    ]
     for engine, controller in zip(engines, controllers or [], strict=False):
         engine.control(controller)
     released = len(arrivals) if concurrency is None else concurrency
@@ -231,6 +254,7 @@ def step(
         while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
             chosen = engines[router.route(arrivals[arrived], engines) if router else 0]
             chosen.outstanding += 1
+            chosen.outstanding_tokens += arrivals[arrived].prompt_tokens
             chosen.stepper.arrive(arrivals[arrived])
             arrived += 1
         for engine in engines:
@@ -239,7 +263,8 @@ def step(
     for engine in engines:
         if engine.stepper.waiting:
             waiting = len(engine.stepper.waiting)
-            raise FroudeError(f"scheduler {scheduler.name}: left {waiting} sequences waiting on an idle engine")
+            name = engine.stepper.scheduler.name
+            raise FroudeError(f"scheduler {name}: left {waiting} sequences waiting on an idle engine")
     count_hits(outcome, caches)
     return outcome
 
@@ -251,7 +276,7 @@ class _Replica:
         self.stepper, self.time, self.outcome = stepper, time, outcome
         self.iteration: Iteration | None = None
         self.ends_ps = 0
-        self.outstanding = 0
+        self.outstanding = self.outstanding_tokens = 0
         self.controller: PaceController | None = None
         self.change_ps = NO_TIME
 
@@ -304,4 +329,5 @@ class _Replica:
         for sequence in done:
             self.outcome.finish_ps[sequence.id] = self.ends_ps
         self.outstanding -= len(done)
+        self.outstanding_tokens -= sum(s.prompt_tokens for s in done)
         return done

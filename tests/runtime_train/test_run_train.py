@@ -176,6 +176,15 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, changes
     assert not (tmp_path / "run").exists()
 
 
+def test_what_this_machine_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(InvalidValueError, match="layout: '512 devices'"):
+        run_train(make_plan(tmp_path, layout={"data_parallel": 512}, job={"global_batch_tokens": 16 * 512}), steps=3)
+    plan = make_plan(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 10**6, "hidden_size": 8192}))
+    with pytest.raises(FroudeError, match=r"cannot fit: 2 ranks of this layout need \d+\.\d GiB"):
+        run_train(plan, steps=3)
+
+
 def test_too_few_steps_and_missing_data_are_refused(tmp_path):
     with pytest.raises(InvalidValueError, match=r"steps: 2 are too few.* 3"):
         run_train(make_plan(tmp_path), steps=2)

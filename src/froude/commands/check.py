@@ -30,7 +30,7 @@ def check_run(
     from froude.runtime.train.compare import check_run as check
 
     result = check(directory)
-    emit(result.json(), as_json=as_json, show=lambda: runs.print_run_check(result))
+    emit(result.json(), as_json=as_json, show=lambda: runs.print_run_check(result), warnings=result.warnings)
 
 
 @group.command("train", help="Step time, against measured training runs.")
@@ -70,6 +70,25 @@ def _oom(
 
     result = check_oom(table, ran)
     emit(result.json(), as_json=as_json, show=lambda: show_oom(result), assumptions=[_COMPLETED])
+
+
+@group.command("serve", help="Time to first token, per output token and throughput, against measured serving runs.")
+def _serve(
+    table: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Measured serving runs, one row a figure.")],
+    as_json: Json = False,
+) -> None:
+    from froude.reports.serve_checks import show_serve_check
+    from froude.reports.serve_runs import ServeBar
+    from froude.serving.measured import check_serve
+
+    with ServeBar(silent=as_json) as bar:
+        result = check_serve(table, on_progress=bar)
+    emit(
+        result.json(),
+        as_json=as_json,
+        show=lambda: show_serve_check(result),
+        assumptions=["settings a row leaves blank are completed from serving/source_defaults.toml"],
+    )
 
 
 @group.command("requests")

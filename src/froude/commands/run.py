@@ -24,16 +24,21 @@ def run_train(
     data: Annotated[
         Path | None, typer.Option(help="A text file to learn from instead of a synthetic language.")
     ] = None,
+    controller: Annotated[str | None, typer.Option(help="Change the batch along the run: adadagrad.")] = None,
+    knob: Annotated[list[str] | None, typer.Option(help="Of the controller, such as max_sequences=64.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the run.", show_default="PLAN's name beside it")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Execute a training plan on local processes: step time, memory, loss and a timeline, predicted and measured."""
+    from froude.planning.compare import parse_uses
     from froude.reports import runs
     from froude.runtime.train.run import run_train as run
+    from froude.training.controller import batch_controllers
     from froude.training.plan import TrainPlan
 
+    uses = parse_uses([controller] if controller else [], knob or ())
     directory = out or plan.with_name(f"{plan.stem}-run")
     with runs.StepBar(silent=as_json) as bar:
         result = run(
@@ -41,6 +46,7 @@ def run_train(
             steps=steps,
             out=directory,
             data=None if data is None else str(data),
+            controller=batch_controllers.create(uses[0].name, **uses[0].knobs) if uses else None,
             on_step=bar.step,
         )
     emit(result.json(), as_json=as_json, show=lambda: runs.print_train_run(result), warnings=result.warnings)

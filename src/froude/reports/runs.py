@@ -87,7 +87,7 @@ def print_run_check(check: RunCheck) -> None:
     """Every run, and the errors together."""
     print_table(
         "Predicted against measured",
-        ["run", "step, predicted", "measured", "error", "memory, predicted", "measured", "error"],
+        ["run", "step, predicted", "measured", "error", "memory, predicted", "measured", "error", "others"],
         [
             [
                 r["name"],
@@ -97,6 +97,7 @@ def print_run_check(check: RunCheck) -> None:
                 gib(r["predicted_bytes"]),
                 gib(r["measured_bytes"]) if r["measured_bytes"] else "-",
                 _error(r["predicted_bytes"], r["measured_bytes"] or float("nan")),
+                percent(r["others_share"], 0),
             ]
             for r in check.runs
         ],

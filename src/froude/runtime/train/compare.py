@@ -13,13 +13,17 @@ from scipy.stats import spearmanr
 
 from froude.core.errors import FroudeError
 
+DISTURBED = 0.1
+"""Above this share of the processor time taken by other programs a measured time says little."""
+
 
 @dataclass(frozen=True)
 class RunCheck:
     """Runs and how far their predictions were off.
 
     Attributes:
-        runs: one mapping per run: name, predicted_step_s, measured_step_s, predicted_bytes, measured_bytes.
+        runs: one mapping per run: name, predicted_step_s, measured_step_s, predicted_bytes, measured_bytes, and
+            others_share, the part of the machine that other programs took meanwhile.
         median_ape, worst_ape: absolute errors of step time as fractions of the measured.
         rank_spearman: rank correlation of predicted and measured step time; None with fewer than two runs.
         skipped: runs without a measured step time.
@@ -30,6 +34,14 @@ class RunCheck:
     worst_ape: float
     rank_spearman: float | None
     skipped: list[dict[str, str]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Runs that other programs disturbed."""
+        disturbed = [run["name"] for run in self.runs if run["others_share"] >= DISTURBED]
+        if not disturbed:
+            return []
+        return [f"other programs took more than {100 * DISTURBED:.0f}% of the machine during: {', '.join(disturbed)}"]
 
     def json(self) -> dict[str, Any]:
         """What ``froude check run --json`` prints."""
@@ -53,9 +65,11 @@ def check_run(directory: str | Path) -> RunCheck:
     for file in files:
         meta = _read(file)
         if meta["measured_step_s"] is None or meta["predicted_step_s"] is None:
-            skipped.append({"name": meta["name"], "reason": f"{meta['status']} before a step after warm-up was timed"})
+            skipped.append(
+                {"name": meta["name"], "reason": f"{meta['status']} without a timed step of the plan's batch"}
+            )
             continue
-        runs.append({key: meta[key] for key in _KEYS})
+        runs.append({key: meta[key] for key in _KEYS} | {"others_share": meta.get("others_share", 0.0)})
     if not runs:
         raise FroudeError(f"run directory: {root}: {skipped[0]['name']} {skipped[0]['reason']}")
     errors = [abs(run["predicted_step_s"] / run["measured_step_s"] - 1.0) for run in runs]

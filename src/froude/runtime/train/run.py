@@ -21,6 +21,7 @@ from froude.program.program import Program
 from froude.program.trace import event, write_trace
 from froude.runtime.launch import cores_per_rank, launch
 from froude.runtime.models.llama import check_runnable
+from froude.runtime.train.compare import DISTURBED
 from froude.runtime.train.worker import WARM_UP, StepReport, TrainJob, train
 from froude.training.controller import BatchController
 from froude.training.plan import TrainPlan
@@ -28,7 +29,7 @@ from froude.training.step import Scenario, StepPrediction, predict
 
 DEFAULT_STEPS = 12
 LEARNING_RATE = 1e-3
-DISTURBED = 0.1  # above this share of the processor time taken by others, a measured time says little
+FEW_RANKS = 4  # as many may share even a single core
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def run_train(
         pipeline = plan.layout.pipeline_parallel
         raise InvalidValueError("layout.pipeline_parallel", pipeline, "with tied embeddings has no controllers; use 1")
     predicted = predict_plan(plan)
+    check_memory(plan, predicted)
     if data is not None and not os.path.isfile(data):
         raise FroudeError(f"data: no such file: {data}")
     record = _Record(plan, predicted, None if out is None else Path(out), on_step, count)
@@ -155,6 +157,13 @@ def check_plan(plan: TrainPlan) -> None:
     if plan.techniques:
         name = plan.techniques[0].name
         raise InvalidValueError("techniques", name, "can be simulated but does not run here yet; leave it out")
+    cores, ranks = cores_per_rank(1), layout.devices
+    if ranks > max(cores, FEW_RANKS):
+        raise InvalidValueError(
+            "layout",
+            f"{ranks} devices",
+            f"are as many processes, and this machine has {cores} cores; use at most {cores}",
+        )
     unit = layout.data_parallel * layout.micro_batch
     if plan.job.global_batch_sequences % unit:
         nearest = max(1, round(plan.job.global_batch_sequences / unit)) * unit * plan.job.seq_len
@@ -162,6 +171,23 @@ def check_plan(plan: TrainPlan) -> None:
             "job.global_batch_tokens",
             plan.job.global_batch_tokens,
             f"is not {unit} sequences (data_parallel x micro_batch) times a whole number; the nearest is {nearest}",
+        )
+
+
+def check_memory(plan: TrainPlan, predicted: StepPrediction) -> None:
+    """Refuse what does not fit into this machine's memory.
+
+    Raises:
+        FroudeError: saying how much is needed and how much there is.
+    """
+    import psutil
+
+    ranks = plan.layout.devices
+    needed, free = ranks * predicted.peak_bytes, psutil.virtual_memory().available
+    if needed > free:
+        raise FroudeError(
+            f"model: {plan.model!r} cannot fit: {ranks} ranks of this layout need {needed / 2**30:.1f} GiB and "
+            f"this machine has {free / 2**30:.1f} GiB free"
         )
 
 

@@ -87,6 +87,7 @@ class Matmul(Operator):
     """``[m, k] @ [k, n]``, ``batch`` times over.
 
     ``weight`` says that the ``[k, n]`` operand is a parameter: it has a gradient of its own in the backward pass.
+    ``weight_bytes`` is its bytes per element, scales included, where it is stored in another type than ``dtype``.
     """
 
     m: Array
@@ -94,6 +95,7 @@ class Matmul(Operator):
     n: Array
     batch: Array = 1
     weight: bool = True
+    weight_bytes: float | None = None
 
     @property
     def flops(self) -> Array:
@@ -103,7 +105,8 @@ class Matmul(Operator):
     @property
     def bytes_read(self) -> Array:
         """Both operands once."""
-        return (self.m * self.k + self.k * self.n) * self.batch * self.element_bytes
+        stored = self.element_bytes if self.weight_bytes is None else self.weight_bytes
+        return (self.m * self.k * self.element_bytes + self.k * self.n * stored) * self.batch
 
     @property
     def bytes_written(self) -> Array:

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from froude.core.errors import FroudeError, InvalidValueError
+from froude.core.errors import FroudeError, InvalidValueError, UnknownNameError
 from froude.machines.cluster import Cluster, parse_cluster
+from froude.machines.device import Device
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
-from froude.serving.engine_spec import EngineSpec, find_engine
+from froude.serving.engine_spec import KV_DTYPES, EngineSpec, find_engine
 from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool, size_pool
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
-from froude.serving.model_time import ModelIterationTime, check_tensor_parallel
+from froude.serving.model_time import ModelIterationTime, check_parallel
 from froude.serving.outcome import Outcome
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
+from froude.serving.precision import find_precision
 from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
 from froude.serving.stepping import step
@@ -38,7 +40,9 @@ class Deployment:
 
     Attributes:
         arch, cluster, engine: what runs, where, under which mechanisms.
-        tensor_parallel, replicas: devices that share one replica; how many replicas.
+        tensor_parallel, data_parallel: devices that attend to a request together; groups of them in one replica.
+        expert_parallel: devices of a replica over which its experts are spread.
+        replicas: how many replicas.
         scheduler, router: the policies.
         time: of one iteration of one replica.
         pool: cache of one replica.
@@ -55,11 +59,13 @@ class Deployment:
     time: IterationTime
     pool: Pool
     prefix_cache: bool = False
+    data_parallel: int = 1
+    expert_parallel: int = 1
 
     @property
     def devices(self) -> int:
         """Devices in use."""
-        return self.tensor_parallel * self.replicas
+        return self.tensor_parallel * self.data_parallel * self.replicas
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,8 @@ class ServeResult:
         d = self.deployment
         pool = d.pool
         return [
-            f"{d.replicas} replica(s) of {d.arch.name} on {d.tensor_parallel} x {d.cluster.device.name} each, "
+            f"{d.replicas} replica(s) of {d.arch.name} on {d.devices // d.replicas} x {d.cluster.device.name} each, "
+            f"weights in {d.engine.precision}, "
             f"scheduler {d.scheduler.name}, at most {d.scheduler.max_seqs} sequences and "
             f"{d.scheduler.max_batched_tokens} tokens in an iteration",
             f"cache of {pool.blocks} blocks of {pool.block_tokens} tokens: {pool.memory_fraction:.0%} of "
@@ -178,6 +185,10 @@ def build_deployment(
     engine: str = "vllm",
     scheduler: str | Scheduler | None = None,
     tensor_parallel: int = 1,
+    data_parallel: int = 1,
+    expert_parallel: int = 1,
+    precision: str | None = None,
+    kv_dtype: str | None = None,
     replicas: int = 1,
     router: str = "least-outstanding",
     chunk_tokens: int | None = None,
@@ -193,13 +204,15 @@ def build_deployment(
     """
     arch = resolve(model) if isinstance(model, str) else model
     machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
-    spec = find_engine(engine)
-    check_tensor_parallel(arch, tensor_parallel)
+    spec = configured(find_engine(engine), machines.device, precision, kv_dtype)
+    check_parallel(arch, tensor_parallel, data_parallel, expert_parallel)
     if replicas < 1:
         raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
-    if tensor_parallel * replicas > machines.count:
-        most = machines.count // tensor_parallel
-        why = f"of tp={tensor_parallel} need {tensor_parallel * replicas} devices and the cluster has {machines.count}"
+    each = tensor_parallel * data_parallel
+    if each * replicas > machines.count:
+        most = machines.count // each
+        size = f"tp={tensor_parallel}" + (f", dp={data_parallel}" if data_parallel > 1 else "")
+        why = f"of {size} need {each * replicas} devices and the cluster has {machines.count}"
         raise InvalidValueError("replicas", replicas, f"{why}; at most {most} fit" if most else why)
     if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
         raise InvalidValueError("gpu_memory_utilization", gpu_memory_utilization, "must lie between 0 and 1")
@@ -219,16 +232,49 @@ def build_deployment(
         machines.device,
         spec,
         tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
         max_batched_tokens=scheduler.max_batched_tokens,
         max_seqs=scheduler.max_seqs,
         gpu_memory_utilization=gpu_memory_utilization,
     )
-    time: IterationTime = ModelIterationTime(arch, machines, spec, context.cost, tensor_parallel)
+    time: IterationTime = ModelIterationTime(
+        arch, machines, spec, context.cost, tensor_parallel, data_parallel, expert_parallel
+    )
     for technique in chosen:
         pool = technique.rewrite_pool(pool, context)
         time = technique.rewrite_time(time, context)
     ROUTERS.get(router)
-    return Deployment(arch, machines, spec, tensor_parallel, replicas, scheduler, router, time, pool, prefix_cache)
+    return Deployment(
+        arch,
+        machines,
+        spec,
+        tensor_parallel,
+        replicas,
+        scheduler,
+        router,
+        time,
+        pool,
+        prefix_cache,
+        data_parallel,
+        expert_parallel,
+    )
+
+
+def configured(engine: EngineSpec, device: Device, precision: str | None, kv_dtype: str | None) -> EngineSpec:
+    """The engine with weights and cache in those formats, which the device must be able to read.
+
+    Raises:
+        FroudeError: for unknown formats, and 8-bit caches on devices without 8-bit arithmetic.
+    """
+    chosen = find_precision(precision or engine.precision)
+    cache = kv_dtype or engine.kv_dtype
+    if cache not in KV_DTYPES:
+        raise UnknownNameError("kv_dtype", cache, KV_DTYPES)
+    if cache == "auto" and "fp8" not in device.peak_flops:
+        cache = "bf16"
+    if cache not in ("auto", "bf16") and cache not in device.peak_flops:
+        raise InvalidValueError("kv_dtype", cache, f"has no arithmetic on {device.name}; bf16 has")
+    return engine.model_copy(update={"precision": chosen.name, "kv_dtype": cache})
 
 
 def make_load(

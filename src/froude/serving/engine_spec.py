@@ -41,7 +41,12 @@ class EngineSpec(Spec):
         graph_sizes: sizes that are captured; smaller batches are padded to the next.
         block_tokens: tokens of a cache block.
         gpu_memory_utilization: fraction of device memory the engine may use.
-        step_s, sequence_s: host time that the device waits for, per iteration and per running sequence.
+        step_s, sequence_s: host time per iteration and per running sequence.
+        overlap: the host prepares the next iteration while the device runs this one, so that the longer of the two
+            counts; otherwise the device waits.
+        precision: number format of the weights, of ``precisions.toml``.
+        kv_dtype: element type of the cache; "auto" is 8 bits beside weights of 8 bits or fewer where the engine
+            takes the checkpoint's word for it (``auto_narrow_cache``), else 16.
         reserve_bytes: memory that is neither weights, activations nor cache.
     """
 
@@ -56,6 +61,16 @@ class EngineSpec(Spec):
     step_s: Figure
     sequence_s: Figure
     reserve_bytes: Figure
+    overlap: bool = False
+    auto_narrow_cache: bool = False
+    precision: str = "bf16"
+    kv_dtype: str = "auto"
+
+    def cache_dtype(self, stored_bytes: float) -> str:
+        """Element type of the cache beside weights of that many bytes."""
+        if self.kv_dtype != "auto":
+            return self.kv_dtype
+        return "fp8" if self.auto_narrow_cache and stored_bytes <= 1.0 else "bf16"
 
     def padded(self, tokens: int) -> int:
         """Tokens the dense kernels compute for an iteration of that many."""
@@ -65,6 +80,9 @@ class EngineSpec(Spec):
             if tokens <= size:
                 return size
         return -(-tokens // self.graph_sizes.step) * self.graph_sizes.step
+
+
+KV_DTYPES = ("auto", "bf16", "fp8", "int8")
 
 
 def engine_names() -> list[str]:

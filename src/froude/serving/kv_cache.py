@@ -13,6 +13,7 @@ from froude.machines.device import Device
 from froude.models.architecture import Architecture
 from froude.models.operator import BYTES_PER_ELEMENT
 from froude.serving.engine_spec import EngineSpec
+from froude.serving.precision import find_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +47,23 @@ def size_pool(
     engine: EngineSpec,
     *,
     tensor_parallel: int = 1,
+    data_parallel: int = 1,
     max_batched_tokens: int = 2048,
     max_seqs: int = 256,
-    dtype: str = "bf16",
-    kv_dtype: str = "bf16",
     gpu_memory_utilization: float | None = None,
 ) -> Pool:
-    """The pool of one replica.
+    """The pool of one replica: with data parallelism, those of its groups together.
 
     Raises:
         FroudeError: when the model does not fit; names the smallest tensor-parallel degree that would do.
     """
     used = engine.gpu_memory_utilization if gpu_memory_utilization is None else gpu_memory_utilization
+    precision = find_precision(engine.precision)
+    kv_dtype = engine.cache_dtype(precision.stored)
+    experts, others = precision.weights_bytes(arch)
 
     def left(ways: int) -> tuple[float, float, float, float]:
-        weights = arch.parameters * BYTES_PER_ELEMENT[dtype] / ways
+        weights = experts / (ways * data_parallel) + others / ways
         peak = _activation_bytes(arch, ways, max_batched_tokens, max_seqs)
         room = used * device.memory_bytes - weights - peak - engine.reserve_bytes.value
         return room, weights, peak, _token_bytes(arch, ways, kv_dtype)
@@ -75,7 +78,9 @@ def size_pool(
             f"tp: {tensor_parallel} does not fit {arch.name} into {device.name}: weights take "
             f"{weights / 1e9:.0f} GB of {used * device.memory_bytes / 1e9:.0f} GB usable on each device; {cure}"
         )
-    return Pool(blocks, engine.block_tokens, token_bytes, weights, peak, engine.reserve_bytes.value, used)
+    return Pool(
+        blocks * data_parallel, engine.block_tokens, token_bytes, weights, peak, engine.reserve_bytes.value, used
+    )
 
 
 def _token_bytes(arch: Architecture, ways: int, kv_dtype: str) -> float:

@@ -1,13 +1,16 @@
-"""Iteration time of a transformer on a device, from its operators and the timing room's prices.
+"""Iteration time of a transformer on a replica's devices, from its operators and the timing room's prices.
 
-Products, elementwise work and collectives depend on the number of tokens only, which is constant within a segment:
-they are one table. Attention is affine in the contexts: its price is taken at two contexts and the line between them.
-All prices are asked for over arrays, a page of token counts at a time, and rounded to picoseconds once.
+Attention is split over `tensor_parallel` devices; with `data_parallel`, so many such groups attend to requests of their
+own and share the experts, which are spread over `expert_parallel` of the devices. Products, elementwise work and
+collectives depend on the number of tokens only, which is constant within a segment: they are one table. Attention is
+affine in the contexts: its price is taken at two contexts and the line between them. All prices are asked for over
+arrays, a page of token counts at a time, and rounded to picoseconds once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from froude.core.arrays import Array, Floats
 from froude.core.errors import InvalidValueError
 from froude.machines.cluster import Cluster, Group
 from froude.models.architecture import Architecture
-from froude.models.operator import Attention, Operator
+from froude.models.operator import Attention, Elementwise, Operator
 from froude.models.transformer import (
     embedding_operators,
     head_operators,
@@ -25,6 +28,7 @@ from froude.models.transformer import (
 )
 from froude.serving.engine_spec import EngineSpec
 from froude.serving.iteration import IterationTime, Prompts
+from froude.serving.precision import find_precision
 from froude.timing.cost import Collective, CostModel
 
 PS = 1e12
@@ -34,7 +38,7 @@ _FOREVER = 1 << 60
 
 
 class ModelIterationTime(IterationTime):
-    """Prices iterations of one replica: ``tensor_parallel`` devices of ``cluster`` that hold ``arch`` together."""
+    """Prices iterations of one replica: the devices of ``cluster`` that hold ``arch`` together."""
 
     def __init__(
         self,
@@ -43,19 +47,25 @@ class ModelIterationTime(IterationTime):
         engine: EngineSpec,
         cost: CostModel,
         tensor_parallel: int = 1,
-        dtype: str = "bf16",
+        data_parallel: int = 1,
+        expert_parallel: int = 1,
     ) -> None:
-        check_tensor_parallel(arch, tensor_parallel)
+        check_parallel(arch, tensor_parallel, data_parallel, expert_parallel)
         self.arch, self.cluster, self.engine, self.cost = arch, cluster, engine, cost
-        self.tensor_parallel, self.dtype = tensor_parallel, dtype
+        self.tensor_parallel, self.data_parallel, self.expert_parallel = tensor_parallel, data_parallel, expert_parallel
+        self.devices = tensor_parallel * data_parallel
+        self.precision = find_precision(engine.precision)
         self.ways: dict[str, Array] = {
             "heads": tensor_parallel,
             "kv_heads": min(tensor_parallel, arch.kv_heads),
             "ffn": tensor_parallel,
             "vocab": tensor_parallel,
-            "expert_ffn": tensor_parallel,
+            "expert": expert_parallel,
+            "expert_ffn": self.devices / expert_parallel,
+            "expert_tokens": expert_parallel / data_parallel,  # every device meets the tokens of all groups
         }
-        self._step_ps = round((engine.step_s.value + self._attention_gap_s()) * PS)
+        self._device_ps = round(self._attention_gap_s() * PS)
+        self._step_ps = round(engine.step_s.value * PS)
         self._sequence_ps = round(engine.sequence_s.value * PS)
         self._key_ps, self._row_ps = self._decode_line()
         self._tokens: dict[int, int] = {}
@@ -64,24 +74,33 @@ class ModelIterationTime(IterationTime):
 
     def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
         """See `IterationTime`."""
-        key_ps = self._key_ps
-        first = self._step_ps + context * key_ps + decoding * self._row_ps
-        slope = decoding * key_ps
+        key_ps, groups = self._key_ps, self.data_parallel
+        keys = -(-context // groups)
+        rows = -(-decoding // groups)
+        first = self._device_ps + keys * key_ps + rows * self._row_ps
+        slope = rows * key_ps
         tokens = sampled = decoding
         for count, prefix in prompts:
             line = self._chunks.get(count) or self._chunk(count)
-            first += line[0] + line[1] * prefix
-            slope += line[1] * count
+            first += (line[0] + line[1] * prefix) // groups
+            slope += line[1] * count // groups
             tokens += count
             sampled += 1
+        if groups > 1:
+            tokens, sampled = -(-tokens // groups), -(-sampled // groups)
         first += self._tokens.get(tokens) or self._dense(tokens)
         first += self._sampled.get(sampled) or self._head(sampled)
-        return first + sampled * self._sequence_ps, slope, _FOREVER
+        host = self._step_ps + sampled * self._sequence_ps
+        if not self.engine.overlap:
+            return first + host, slope, _FOREVER
+        if first >= host:
+            return first, slope, _FOREVER
+        return host, 0, -(-(host - first) // slope) if slope else _FOREVER
 
     def joules(self, busy_s: float, idle_s: float) -> float:
         """A busy device draws its power limit, an idle one its idle power."""
         device = self.cluster.device
-        return self.tensor_parallel * (device.tdp_w * busy_s + device.idle_w * idle_s)
+        return self.devices * (device.tdp_w * busy_s + device.idle_w * idle_s)
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
@@ -90,21 +109,16 @@ class ModelIterationTime(IterationTime):
         counts = _page(tokens)
         padded = np.array([self.engine.padded(int(count)) for count in counts], dtype=float)
         host_free = counts <= self.engine.graph_tokens
-        total: Array = self._price(embedding_operators(self.arch, tokens=padded, dtype=self.dtype))
+        total: Array = self._price(embedding_operators(self.arch, tokens=padded))
         for layers, dense in self._kinds():
             operators = [op for op in self._layer(padded, 0.0, 0.0, dense) if not isinstance(op, Attention)]
-            reduced = Collective(
-                kind="all-reduce",
-                bytes=padded * self.arch.hidden * 2.0,
-                group=Group(self.tensor_parallel),
-                name="tensor parallel",
-                count=2,
+            exchanged = self._exchanges(padded, dense)
+            device_s = self._price(operators) + self.cost.sequence(exchanged).seconds
+            launched_s = self.cost.with_host(
+                device_s, self.cost.host_s([*(op.shard(self.ways) for op in operators), *exchanged])
             )
-            sharded = [op.shard(self.ways) for op in operators]
-            device_s = self._price(operators) + self.cost.collective(reduced).seconds
-            launched_s = self.cost.with_host(device_s, self.cost.host_s([*sharded, reduced]))
             total = total + layers * np.where(host_free, device_s, launched_s)
-        norm = head_operators(self.arch, tokens=padded, positions=1, dtype=self.dtype)[:1]
+        norm = head_operators(self.arch, tokens=padded, positions=1)[:1]
         total = total + self._price(norm)
         self._tokens.update(zip(counts.tolist(), _ps(total), strict=True))
         return self._tokens[tokens]
@@ -112,7 +126,7 @@ class ModelIterationTime(IterationTime):
     def _head(self, sampled: int) -> int:
         """LM head and sampling."""
         counts = _page(sampled)
-        operators = head_operators(self.arch, tokens=1, positions=counts.astype(float), dtype=self.dtype)[1:]
+        operators = head_operators(self.arch, tokens=1, positions=counts.astype(float))[1:]
         gathered = Collective(
             kind="all-gather",
             bytes=counts * self.arch.vocab * 2.0,
@@ -156,9 +170,38 @@ class ModelIterationTime(IterationTime):
         return [(experts.dense_layers, True), (self.arch.moe_layers, False)]
 
     def _layer(self, tokens: Array, pairs: Array, context: Array, dense: bool = False) -> list[Operator]:
-        return ragged_layer_operators(
-            self.arch, tokens=tokens, pairs=pairs, context=context, dtype=self.dtype, dense=dense
+        """A layer as the engine's kernels run it: weights and cache in their formats, residuals added in the norms."""
+        operators = ragged_layer_operators(self.arch, tokens=tokens, pairs=pairs, context=context, dense=dense)
+        kept = [_engine_kernel(op, self.kv_dtype) for op in operators if not op.name.endswith("residual")]
+        return self.precision.rewrite(kept, self.arch, self.cluster.device)
+
+    @property
+    def kv_dtype(self) -> str:
+        """Element type of the cache."""
+        return self.engine.cache_dtype(self.precision.stored)
+
+    def _exchanges(self, tokens: Array, dense: bool) -> list[Collective]:
+        """What the devices send each other in a layer.
+
+        Tensor parallelism sums after attention and after the MLP. Groups that attend apart send their tokens to the
+        experts and back: those that each device needs where experts are spread, all of them where experts are cut.
+        """
+        hidden, experts = self.arch.hidden, self.arch.experts
+        size = tokens * hidden * 2.0
+        reduced = Collective(
+            kind="all-reduce", bytes=size, group=Group(self.tensor_parallel), name="tensor parallel", count=2
         )
+        if self.data_parallel == 1 or dense or experts is None:
+            return [reduced]
+        attention = replace(reduced, count=1)
+        everyone = Group(self.devices)
+        if self.expert_parallel > 1:
+            copies = min(experts.top_k, self.expert_parallel)
+            sent = Collective(kind="all-to-all", bytes=size * copies, group=everyone, name="experts", count=2)
+            return [attention, sent]
+        total = size * self.data_parallel
+        gathered = Collective(kind="all-gather", bytes=total, group=everyone, name="experts")
+        return [attention, gathered, replace(gathered, kind="reduce-scatter")]
 
     def _operators_attention(self, tokens: Array, pairs: Array, context: Array) -> list[Operator]:
         return [op for op in self._layer(tokens, pairs, context) if isinstance(op, Attention)]
@@ -171,6 +214,34 @@ class ModelIterationTime(IterationTime):
 
     def _price(self, operators: Sequence[Operator]) -> Array:
         return self.cost.sequence([op.shard(self.ways) for op in operators]).seconds
+
+
+def _engine_kernel(op: Operator, kv_dtype: str) -> Operator:
+    """Norms add the residual on their way; attention reads the cache in its type."""
+    if isinstance(op, Elementwise) and op.name in ("input-norm", "mlp-norm"):
+        return replace(op, reads=2.0, writes=2.0)
+    if isinstance(op, Attention) and kv_dtype != "bf16":
+        return replace(op, dtype=kv_dtype)
+    return op
+
+
+def check_parallel(arch: Architecture, tensor_parallel: int, data_parallel: int, expert_parallel: int) -> None:
+    """Refuse degrees that do not divide the model or each other.
+
+    Raises:
+        InvalidValueError: naming the degrees that do.
+    """
+    check_tensor_parallel(arch, tensor_parallel)
+    if data_parallel < 1:
+        raise InvalidValueError("dp", data_parallel, "is not a number of groups; the least is 1")
+    devices = tensor_parallel * data_parallel
+    if expert_parallel != 1 and arch.experts is None:
+        raise InvalidValueError("ep", expert_parallel, f"has no meaning: {arch.name} has no experts; only 1 does")
+    if expert_parallel < 1 or devices % expert_parallel:
+        able = [n for n in range(1, devices + 1) if devices % n == 0]
+        nearest = min(able, key=lambda n: abs(n - expert_parallel))
+        why = f"does not divide the {devices} devices of a replica; the nearest that does is {nearest}"
+        raise InvalidValueError("ep", expert_parallel, why)
 
 
 def check_tensor_parallel(arch: Architecture, tensor_parallel: int) -> None:

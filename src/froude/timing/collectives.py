@@ -32,18 +32,25 @@ class Links:
     tree_efficiency: float
     compute_share: float
     memory: float
+    direct_s: float | None = None
 
     @classmethod
-    def of(cls, cluster: Cluster, constants: Constants) -> Links:
-        """Links of a cluster; those measured on the very machine (gloo on a computer, say) where there are any."""
+    def of(cls, cluster: Cluster, constants: Constants, *, direct: bool = False) -> Links:
+        """Links of a cluster; those measured on the very machine (gloo on a computer, say) where there are any.
+
+        Devices whose scale-up link is the PCIe slot itself exchange through host memory: every byte is written there
+        and read back. ``direct`` lets small all-reduces read the peers' memory, where links allow.
+        """
         device = cluster.device
         measured = device.measured.get("collective_bandwidth")
         if measured is not None:
             step_s = device.measured.get("collective_latency_s", 0.0)
             return cls(cluster.count, measured, measured, step_s, step_s, 0.0, 1.0, 1.0, device.memory_bandwidth)
+        through_host = 0.0 < cluster.scaleup_bandwidth <= device.host_bandwidth
+        reached = constants["link.through_host" if through_host else "link.scaleup_efficiency"]
         return cls(
             domain=cluster.scaleup_domain,
-            scaleup=cluster.scaleup_bandwidth * constants["link.scaleup_efficiency"],
+            scaleup=cluster.scaleup_bandwidth * reached,
             scaleout=cluster.scaleout_bandwidth * constants["link.scaleout_efficiency"],
             scaleup_hop_s=cluster.scaleup_latency_s,
             scaleout_hop_s=cluster.scaleout_latency_s,
@@ -51,6 +58,7 @@ class Links:
             tree_efficiency=constants["link.tree_efficiency"],
             compute_share=constants["collective.compute_share"],
             memory=device.memory_bandwidth,
+            direct_s=constants["collective.direct_s"] if direct and not through_host else None,
         )
 
 
@@ -103,8 +111,13 @@ def collective_cost(work: Collective, links: Links) -> Cost:
         if work.kind in TREES:
             depth_s = np.log2(near) * links.scaleup_hop_s + np.log2(far) * links.scaleout_hop_s
             seconds = np.minimum(seconds, transfer_s / links.tree_efficiency + rounds * depth_s)
+    seconds = seconds + links.launch_s
+    if work.kind == "all-reduce" and links.direct_s is not None:
+        seconds = np.where(
+            far > 1, seconds, np.minimum(seconds, _direct_s(work.bytes, near, links.direct_s, links.scaleup))
+        )
     alone = np.less_equal(group.ranks, 1)
-    seconds = np.where(alone, 0.0, seconds + links.launch_s)
+    seconds = np.where(alone, 0.0, seconds)
     safe = np.where(seconds > 0, seconds, 1.0)
     moved = up_bytes + out_bytes
     demands = {
@@ -114,6 +127,13 @@ def collective_cost(work: Collective, links: Links) -> Cost:
         "compute": np.where(alone, 0.0, links.compute_share),
     }
     return Cost(seconds, demands, "latency and bandwidth, ring or tree")
+
+
+def _direct_s(size: Array, ranks: Array, start_s: float, rate: float) -> Array:
+    """One kernel that reads all peers' inputs; or two that share the sum out and gather it, for larger ones."""
+    once = start_s + _over(size * (ranks - 1.0), rate)
+    twice = 2.0 * start_s + _over(2.0 * size * (ranks - 1.0) / ranks, rate)
+    return np.minimum(once, twice)
 
 
 def _over(size: Array, rate: float) -> Array:

@@ -46,7 +46,7 @@ class Roofline(CostModel):
     @cached_property
     def links(self) -> Links:
         """What its links deliver."""
-        return Links.of(self.cluster, self.constants)
+        return Links.of(self.cluster, self.constants, direct=self.stack.all_reduce == "direct")
 
     @cached_property
     def measured(self) -> MeasuredKernels:

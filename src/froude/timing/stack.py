@@ -30,6 +30,8 @@ class Stack(Spec):
         accumulation: gradients of further micro-batches are added by the product that makes them, or in a pass apart.
         gradients: type in which gradients are accumulated and reduced: fp32, or the compute type.
         pipeline_overlap: sends between stages alone, or posted ahead of need.
+        all_reduce: by the library's rings and trees, or, small ones inside a scale-up domain, by kernels of the
+            engine's own that read the peers' memory directly.
         source: where this is documented.
     """
 
@@ -43,6 +45,7 @@ class Stack(Spec):
     pipeline_overlap: Literal["none", "overlapped"] = "overlapped"
     accumulation: Literal["fused", "separate"] = "fused"
     gradients: Literal["fp32", "compute"] = "fp32"
+    all_reduce: Literal["library", "direct"] = "library"
     source: str = ""
 
     def but(self, **mechanisms: str) -> Stack:

@@ -1,0 +1,318 @@
+"""Predictions against measured serving runs: time to first token, time per output token, output throughput.
+
+Rows of one run share a simulation. A closed loop runs a few requests per client, enough for it to settle; settings
+that a row leaves blank come from ``source_defaults.toml``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from froude.core.errors import FroudeError
+from froude.machines.cluster import Cluster
+from froude.machines.device import find_device
+from froude.models.architecture import Architecture
+from froude.models.catalogue import resolve
+from froude.serving.api import Deployment, build_deployment, run_deployment
+from froude.serving.scores import Scored, ServeCheck, Skipped
+from froude.workloads.trace import Trace, make_trace
+
+COLUMNS = (
+    "id", "source", "engine", "model", "weight_dtype", "kv_dtype", "n_gpus", "tp", "pp", "dp", "ep", "isl", "osl",
+    "concurrency_or_rate", "metric", "value", "notes", "device",
+)  # fmt: skip
+METRICS = {
+    "ttft_ms": "ttft_ms",
+    "tpot_ms": "tpot_ms",
+    "output_tokens_per_s": "output_tokens_per_s",
+    "tokens_per_s_per_gpu": "output_tokens_per_s",
+}
+"""Metric of a row -> what it is compared as."""
+
+ROUNDS = 5
+"""Requests each client of a closed loop sends: the first wave starts together, the later ones are spread out."""
+MOST_REQUESTS = 3000
+RATE_REQUESTS = 600
+
+Progress = Callable[[str, float], None]
+
+
+class Unusable(Exception):
+    """Why a row cannot be evaluated; the message is the reason that is reported."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured configuration, as Froude can express it.
+
+    Attributes:
+        model, device, engine: names.
+        precision, kv_dtype: of weights and cache.
+        tensor_parallel, data_parallel, expert_parallel: the replica.
+        chunk_tokens, max_seqs: limits of the engine.
+        input_tokens, output_tokens: lengths, or their upper ends.
+        spread: lengths are drawn between this share of them and them; 1 is constant.
+        load: ("closed", clients), ("batch", requests), ("rate", requests per second) or ("full", 0).
+    """
+
+    model: str
+    device: str
+    engine: str
+    precision: str
+    kv_dtype: str
+    tensor_parallel: int
+    data_parallel: int
+    expert_parallel: int
+    chunk_tokens: int
+    max_seqs: int
+    input_tokens: int
+    output_tokens: int
+    spread: float
+    load: tuple[str, float]
+
+    @property
+    def devices(self) -> int:
+        """Devices of the replica."""
+        return self.tensor_parallel * self.data_parallel
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a run is predicted to measure: means over its requests."""
+
+    ttft_ms: float
+    tpot_ms: float
+    output_tokens_per_s: float
+
+
+def check_serve(path: str | os.PathLike[str], on_progress: Progress | None = None) -> ServeCheck:
+    """Predict every usable row of a table of measured serving runs, and compare.
+
+    Args:
+        path: a CSV file with the columns of `COLUMNS`.
+        on_progress: told what is going on and how much of it is done (0 to 1).
+
+    Raises:
+        FroudeError: when the file cannot be read or lacks columns.
+    """
+    rows = _read(path)
+    known: dict[Run, Predicted | str] = {}
+    scored: list[Scored] = []
+    skipped: list[Skipped] = []
+    for done, cells in enumerate(rows):
+        if on_progress is not None:
+            on_progress("simulating", done / len(rows))
+        try:
+            run = run_of(cells)
+            if run not in known:
+                known[run] = _outcome(run)
+            found = known[run]
+            if isinstance(found, str):
+                raise Unusable(found)
+        except (Unusable, FroudeError) as reason:
+            skipped.append(Skipped(str(cells["id"]), str(reason)))
+            continue
+        metric = METRICS[cells["metric"]]
+        each = run.devices if cells["metric"] == "tokens_per_s_per_gpu" else 1
+        cell = "|".join(str(cells[column]) for column in ("model", "device", "engine"))
+        scored.append(Scored(str(cells["id"]), cell, metric, getattr(found, metric), float(cells["value"]) * each))
+    return ServeCheck(len(rows), tuple(scored), tuple(skipped))
+
+
+def run_of(cells: Mapping[str, Any]) -> Run:
+    """The run that a row describes.
+
+    Raises:
+        Unusable: when the row itself, or what Froude can express, does not allow it.
+    """
+    notes = str(cells["notes"] or "")
+    if cells["metric"] not in METRICS:
+        raise Unusable(f"metric {cells['metric']} is not compared")
+    if "wip=True" in notes:
+        raise Unusable("marked as work in progress")
+    if re.match(r"p\d+\b", notes):
+        raise Unusable("a percentile over lengths that the row does not state")
+    if str(cells["tp"]).startswith("P"):
+        raise Unusable("disaggregated prefill and decoding")
+    if not cells["isl"] or not cells["osl"]:
+        raise Unusable("lengths are not stated")
+    arch = resolve(str(cells["model"]))
+    device = find_device(str(cells["device"])).name
+    default = _default(str(cells["source"]), str(cells["engine"]))
+    tensor, data, expert = _layout(cells, notes, arch, default)
+    limits = dict(re.findall(r"max_num_(seqs|batched_tokens)=(\d+)", notes))
+    return Run(
+        model=arch.name,
+        device=device,
+        engine=default["use"],
+        precision=_precision(cells, str(cells["model"])),
+        kv_dtype=str(default.get("kv_dtype", "auto")),
+        tensor_parallel=tensor,
+        data_parallel=data,
+        expert_parallel=expert,
+        chunk_tokens=int(limits.get("batched_tokens", default["chunk_tokens"])),
+        max_seqs=int(limits.get("seqs", default["max_seqs"])),
+        input_tokens=round(float(cells["isl"])),
+        output_tokens=round(float(cells["osl"])),
+        spread=float(default.get("spread", 1.0)),
+        load=_load(str(cells["concurrency_or_rate"] or "")),
+    )
+
+
+def predict(run: Run) -> Predicted:
+    """Simulate one run."""
+    built = _deployment(
+        run.model,
+        run.device,
+        run.engine,
+        run.precision,
+        run.kv_dtype,
+        (run.tensor_parallel, run.data_parallel, run.expert_parallel),
+        run.chunk_tokens,
+        run.max_seqs,
+    )
+    load, concurrency = _trace(run, built)
+    found = run_deployment(built, load, concurrency=concurrency)
+    latencies = found.latencies
+    outputs = float(load.output_tokens[latencies.request].sum())
+    return Predicted(
+        1e3 * float(np.mean(latencies.ttft_s)),
+        1e3 * float(np.nanmean(latencies.tpot_s)) if run.output_tokens > 1 else 0.0,
+        outputs / found.duration_s,
+    )
+
+
+def _outcome(run: Run) -> Predicted | str:
+    try:
+        return predict(run)
+    except FroudeError as reason:
+        return str(reason)
+
+
+@functools.lru_cache(maxsize=64)
+def _deployment(
+    model: str,
+    device: str,
+    engine: str,
+    precision: str,
+    kv_dtype: str,
+    layout: tuple[int, int, int],
+    chunk_tokens: int,
+    max_seqs: int,
+) -> Deployment:
+    """Deployments keep their tables of times, so runs that differ in load only share one."""
+    cluster = Cluster.parse({"device": device, "count": layout[0] * layout[1]})
+    return build_deployment(
+        model,
+        cluster,
+        engine=engine,
+        precision=precision,
+        kv_dtype=kv_dtype,
+        tensor_parallel=layout[0],
+        data_parallel=layout[1],
+        expert_parallel=layout[2],
+        chunk_tokens=max(chunk_tokens, max_seqs),
+        max_seqs=max_seqs,
+    )
+
+
+def _trace(run: Run, built: Deployment) -> tuple[Trace, int | None]:
+    """The requests, and the clients of a closed loop."""
+    kind, size = run.load
+    if kind == "rate":
+        return _lengths(run, RATE_REQUESTS).at_rate(size, seed=0), None
+    if kind == "batch":
+        return _lengths(run, int(size)), None
+    if kind == "closed":
+        clients = int(size)
+        return _lengths(run, min(max(ROUNDS * clients, 8), max(MOST_REQUESTS, 2 * clients))), clients
+    held = built.pool.tokens // (run.input_tokens + run.output_tokens)
+    clients = max(1, min(held, built.scheduler.max_seqs))
+    return _lengths(run, min(4 * clients, MOST_REQUESTS)), None
+
+
+def _lengths(run: Run, count: int) -> Trace:
+    rng = np.random.default_rng(0)
+
+    def draw(longest: int) -> Any:
+        return rng.integers(max(1, round(run.spread * longest)), longest + 1, count)
+
+    return make_trace("measured run", np.zeros(count), draw(run.input_tokens), draw(run.output_tokens))
+
+
+def _load(text: str) -> tuple[str, float]:
+    for pattern, kind in ((r"c=(\d+)$", "closed"), (r"static batch=(\d+)$", "batch"), (r"rate=([\d.]+)", "rate")):
+        match = re.match(pattern, text)
+        if match:
+            return kind, float(match.group(1))
+    if text.startswith("max load"):
+        return "full", 0.0
+    raise Unusable("load is not stated in a form that can be replayed")
+
+
+def _layout(
+    cells: Mapping[str, Any], notes: str, arch: Architecture, default: Mapping[str, Any]
+) -> tuple[int, int, int]:
+    """Tensor, data and expert parallelism; data parallelism from the devices of the experts where it is left blank."""
+    tensor, pipeline = int(cells["tp"] or 1), int(cells["pp"] or 1)
+    if pipeline > 1:
+        raise Unusable("pipeline parallelism in serving is not modelled")
+    data = int(cells["dp"] or 1)
+    if arch.experts is None:
+        return tensor, data, 1
+    if default.get("attention_dp") and cells["ep"] is None and data == 1 and tensor > 1:
+        return 1, tensor, tensor
+    expert = int(cells["ep"] or 1)
+    sliced = re.search(r"moe_tp=(\d+)", notes)
+    if cells["dp"] is None and sliced:
+        data = max(1, int(sliced.group(1)) * expert // tensor)
+    return tensor, data, expert
+
+
+def _precision(cells: Mapping[str, Any], model: str) -> str:
+    defaults = _defaults()
+    for entry in defaults["checkpoint"]:
+        if model.startswith(entry["model"]):
+            return str(entry["weights"])
+    label = str(cells["weight_dtype"] or "bf16")
+    if label not in defaults["weights"]:
+        raise Unusable(f"weight type {label} is not known")
+    return str(defaults["weights"][label])
+
+
+def _default(source: str, engine: str) -> Mapping[str, Any]:
+    for entry in _defaults()["run"]:
+        if source.startswith(entry["source"]) and engine.startswith(entry["engine"]):
+            return dict(entry)
+    raise Unusable(f"settings of {engine} in {source} are not known")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("source_defaults.toml").read_text("utf-8"))
+
+
+def _read(path: str | os.PathLike[str], columns: Iterable[str] = COLUMNS) -> list[dict[str, Any]]:
+    if not Path(path).is_file():
+        raise FroudeError(f"{path}: no such file")
+    try:
+        table = pl.read_csv(Path(path), infer_schema_length=None)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
+        raise FroudeError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise FroudeError(f"{path}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    if table.height == 0:
+        raise FroudeError(f"{path}: has no rows")
+    return table.to_dicts()

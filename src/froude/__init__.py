@@ -19,6 +19,7 @@ _PUBLIC: dict[str, str] = {
     "TrainPlan": "froude.training.plan",
     "resolve": "froude.models.catalogue",
     "list_models": "froude.models.catalogue",
+    "list_techniques": "froude.planning.methods",
     "list_devices": "froude.machines.device",
     "parse_cluster": "froude.machines.cluster",
     "parse_clusters": "froude.machines.cluster",

@@ -90,3 +90,8 @@ def test_command(tmp_path: Path) -> None:
     assert "secondary weights" in page and "<svg" in page
     shown = CliRunner().invoke(app, ["compare", str(path), "--with", "zero-plus-plus", "--knob", "hpz=false"])
     assert "where the difference comes from" in shown.stdout
+
+
+def test_a_technique_of_serving_says_where_it_belongs() -> None:
+    with pytest.raises(FroudeError, match="simulate serve --with nanoflow"):
+        compare(plan(), ["nanoflow"])

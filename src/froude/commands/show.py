@@ -67,3 +67,20 @@ def show_devices(
         as_json=as_json,
         show=lambda: catalogues.print_devices(found) if name is None else catalogues.print_device(found[0]),
     )
+
+
+@group.command("techniques")
+def show_techniques(
+    name: Annotated[str | None, typer.Argument(help="A technique, schedule, scheduler or controller.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Published methods that can be switched on, or everything about one."""
+    from froude.planning.methods import list_techniques
+    from froude.reports import techniques as report
+
+    found = list_techniques(name)
+    emit(
+        {"techniques": found},
+        as_json=as_json,
+        show=lambda: report.print_techniques(found) if name is None else report.print_technique(found[0]),
+    )

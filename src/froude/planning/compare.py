@@ -11,11 +11,13 @@ import yaml
 from froude.core.errors import FroudeError, InvalidValueError, UnknownNameError
 from froude.core.estimate import Estimate
 from froude.machines.cluster import parse_cluster
+from froude.serving.technique import techniques as serving_techniques
 from froude.training.accuracy import step_spread
 from froude.training.api import PlannedLayout
 from froude.training.outcome import outcome
 from froude.training.plan import TechniqueUse, TrainPlan
 from froude.training.step import Scenario, predict
+from froude.training.technique import techniques as training_techniques
 from froude.training.waterfall import Waterfall, waterfall
 
 
@@ -98,6 +100,9 @@ def compare(plan: TrainPlan, techniques: Sequence[TechniqueUse | str]) -> Compar
         raise FroudeError("with: no technique was named; `froude show techniques` lists them")
     present = {use.name for use in plan.techniques}
     for use in uses:
+        if use.name not in training_techniques.names() and use.name in serving_techniques.names():
+            why = f"acts on serving, and this plan trains; use `froude simulate serve --with {use.name}`"
+            raise InvalidValueError("with", use.name, why)
         if use.name in present:
             raise InvalidValueError("with", use.name, "is already on in the plan; take it out to compare against it")
         present.add(use.name)

@@ -24,6 +24,7 @@ def _fit(
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples behind the 80% intervals.")] = 200,
     holdout: Annotated[str | None, typer.Option(help="Also predict rows unseen: largest:0.15, random:0.2.")] = None,
     priors: Annotated[str | None, typer.Option(help="'published': hold exponents near published values.")] = None,
+    emphasis: Annotated[str, typer.Option(help="Weigh runs by compute to this power, or 'auto'.")] = "0",
     starts: Annotated[int, typer.Option(min=1, help="Random starts.")] = 300,
     seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0,
     as_json: Json = False,
@@ -42,6 +43,7 @@ def _fit(
         bootstrap=bootstrap,
         holdout=holdout,
         priors=priors,
+        emphasis=emphasis,
         starts=starts,
         seed=seed,
     )

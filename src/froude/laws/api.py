@@ -75,6 +75,7 @@ def fit_file(
     columns: str | None = None,
     where: str | None = None,
     holdout: str | None = None,
+    emphasis: str = "0",
     **options: Any,
 ) -> Fits:
     """Fit one law, or with ``"all"`` every law that the table's columns allow, compared by held-out error.
@@ -84,6 +85,7 @@ def fit_file(
     """
     if law != "all":
         LAWS.get(law)
+    options["emphasis"] = _power(emphasis)
     table = read_table(runs, parse_pairs(columns, "columns"))
     table = filter_rows(table, parse_pairs(where, "where"), str(runs))
     if law != "all":
@@ -158,6 +160,13 @@ def predict(law: str | FittedLaw, inputs: Sequence[str] | Mapping[str, float]) -
     given = inputs if isinstance(inputs, Mapping) else _numbers(inputs)
     estimate, warnings = fitted.predict(**given)
     return Prediction(fitted.law.target, estimate, tuple(warnings), (*estimate.provenance, *fitted.notes))
+
+
+def _power(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _numbers(pieces: Sequence[str]) -> dict[str, float]:

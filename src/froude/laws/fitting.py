@@ -23,6 +23,12 @@ POLISHED = 24  # rows of the first stage that go on to the second
 OUTLIER_SIGMAS = 6.0  # beyond this many robust standard deviations a residual is reported
 # Log-noise that a prior is weighed against: seeds move the loss of small language models by about this much.
 PRIOR_NOISE = 0.01
+EMPHASES = (0.0, 0.25, 0.5, 1.0)  # powers of compute that "auto" tries
+INNER_HOLDOUT, EMPHASIS_ROWS, EMPHASIS_STARTS = (
+    "largest:0.15",
+    4,
+    60,
+)  # how it compares them; least rows per coefficient
 FEW_ROWS = 5  # rows per coefficient below which resampling rows would leave degenerate samples
 
 
@@ -103,6 +109,7 @@ def fit(
     bootstrap: int = 0,
     holdout: str | None = None,
     priors: Mapping[str, tuple[float, float]] | str | None = None,
+    emphasis: float | str = 0.0,
     seed: int = 0,
     where: str = "table",
 ) -> Fit:
@@ -119,6 +126,8 @@ def fit(
         priors: ``{"alpha": (0.34, 0.05)}``, value and standard deviation (on the logarithm for positive symbols:
             relative); or ``"published"``: the exponents of the law's published coefficients, which allows fitting with
             fewer points than coefficients.
+        emphasis: weigh runs by compute to this power: extrapolation cares for large runs, and a form's misfit at small
+            ones should not count; ``"auto"`` takes the power that best predicts the largest 15% of the rows given.
         seed: of starts, bootstrap and random holdout.
         where: names the table in error messages.
 
@@ -142,6 +151,11 @@ def fit(
             f"at least {needed} are needed"
             + ("" if prior_weight.any() else ", or priors on the exponents (--priors published)")
         )
+    plain = data
+    power = _emphasis(chosen, data, emphasis, priors, seed)
+    if power > 0:
+        data = emphasised(data, power)
+        assumptions.append(f"runs weighted by compute to the power {power:g}")
     rng = np.random.default_rng(seed)
     theta, objective, agreeing = _minimise(chosen, data, starts, rng, prior_mean, prior_weight)
     if agreeing < 2 and starts > 1:
@@ -158,7 +172,9 @@ def fit(
         outliers=_outliers(data, residuals),
         warnings=tuple(warnings),
         assumptions=tuple(assumptions),
-        holdout=_held_out(chosen, data, holdout, starts, bootstrap, priors, seed, where) if holdout else None,
+        holdout=_held_out(chosen, plain, holdout, starts, bootstrap, priors, emphasis, seed, where)
+        if holdout
+        else None,
         fit_s=time.perf_counter() - began,
         agreeing_starts=agreeing,
         table=data,
@@ -360,6 +376,7 @@ def _held_out(
     starts: int,
     bootstrap: int,
     priors: Mapping[str, tuple[float, float]] | str | None,
+    emphasis: float | str,
     seed: int,
     where: str,
 ) -> Holdout:
@@ -367,7 +384,14 @@ def _held_out(
     kept = {name: column[~out] for name, column in data.items() if name != "row"}
     test = {name: column[out] for name, column in data.items()}
     fitted = fit(
-        law, kept, starts=starts, bootstrap=bootstrap, priors=priors, seed=seed, where=f"{where} without held-out rows"
+        law,
+        kept,
+        starts=starts,
+        bootstrap=bootstrap,
+        priors=priors,
+        emphasis=emphasis,
+        seed=seed,
+        where=f"{where} without held-out rows",
     ).fitted
     observed = test[law.target]
     estimate, low, high = fitted.predict_arrays(test)
@@ -381,6 +405,39 @@ def _held_out(
         spearman(estimate, observed),
         coverage,
     )
+
+
+def emphasised(data: Mapping[str, Floats], power: float) -> dict[str, Floats]:
+    """The data with weights proportional to size to ``power``, of mean one."""
+    size = data[_size(data)]
+    weight = data.get("weight", np.ones(len(size))) * (size / size.max()) ** power
+    return {**data, "weight": weight / weight.mean()}
+
+
+def _emphasis(
+    law: Law,
+    data: Mapping[str, Floats],
+    emphasis: float | str,
+    priors: Mapping[str, tuple[float, float]] | str | None,
+    seed: int,
+) -> float:
+    if not isinstance(emphasis, str):
+        if not np.isfinite(emphasis) or emphasis < 0:
+            raise InvalidValueError("emphasis", emphasis, "must not be negative")
+        return float(emphasis)
+    if emphasis != "auto":
+        raise InvalidValueError("emphasis", emphasis, "should be a number or 'auto'")
+    if len(data[law.target]) < EMPHASIS_ROWS * len(law.symbols):
+        return 0.0
+    errors = [
+        _held_out(law, data, INNER_HOLDOUT, EMPHASIS_STARTS, 0, priors, power, seed, "table").median_ape
+        for power in EMPHASES
+    ]
+    return EMPHASES[int(np.argmin(errors))]
+
+
+def _size(data: Mapping[str, Any]) -> str:
+    return next((name for name in ("flops", "params", "tokens") if name in data), next(iter(data)))
 
 
 def held_out_rows(data: Table, rule: str, seed: int = 0) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -401,8 +458,7 @@ def held_out_rows(data: Table, rule: str, seed: int = 0) -> np.ndarray[Any, np.d
     if kind == "random":
         key = np.random.default_rng(seed).permutation(rows).astype(float)
     elif kind == "largest":
-        by = next((name for name in ("flops", "params", "tokens") if name in data), None)
-        key = np.asarray(data[by] if by else next(iter(data.values())), dtype=float)
+        key = np.asarray(data[_size(data)], dtype=float)
     elif kind in data:
         key = np.asarray(data[kind], dtype=float)
     else:

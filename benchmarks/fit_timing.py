@@ -26,7 +26,7 @@ from froude.training.runs import Run, Unusable, read_table, run_of
 from froude.training.scores import MIN_ROWS, Scores
 from froude.training.step import price_layouts, structure_of
 
-ROWS_PER_SOURCE = 18
+ROWS_PER_SOURCE = 24
 ROUNDS = 3
 STEP = 0.03  # of the logarithm, for differences
 TOLERANCE = 0.08  # errors beyond this weigh less and less

@@ -113,11 +113,12 @@ def _totals(before: Side, after: Side) -> list[tuple[str, ...]]:
 
 def _time_rows(found: Comparison) -> list[tuple[str, ...]]:
     before, after = found.baseline.waterfall.seconds, found.changed.waterfall.seconds
+    first, second = found.baseline.step_s, found.changed.step_s
     rows = [
         (name, seconds(before.get(name, 0.0)), seconds(after.get(name, 0.0)), _signed(change))
         for name, change in found.difference_s.items()
+        if max(before.get(name, 0.0), after.get(name, 0.0)) > 1e-6 * first
     ]
-    first, second = found.baseline.step_s, found.changed.step_s
     return [*rows, ("step", seconds(first), seconds(second), _signed(second - first))]
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from froude.core.arrays import Floats
 from froude.core.errors import FroudeError
-from froude.program.program import Program
+from froude.program.program import Lane, Program
 
 MAX_ROUNDS = 12
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # of the makespan, between rounds
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,22 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Levels:
-    """A program's structure, ready for arrays: tasks grouped so that each group depends on earlier groups only."""
+    """A program's structure, ready for arrays; worked out once and good for any numbers.
+
+    Attributes:
+        tasks: ids grouped so that each group depends on earlier groups only.
+        waits: of each group, [task, predecessor], padded with the number of tasks, whose end is time zero.
+        cost_keys, cost_of: the costs there are, and which of them each task has.
+        lanes: each lane's tasks, in order.
+        held: of each lane that changes memory, which sizes, and how many of each are held at its distinct moments.
+    """
 
     tasks: tuple[np.ndarray, ...]
-    waits: tuple[np.ndarray, ...]  # [task, predecessor]; padded with the number of tasks, whose end is time zero
+    waits: tuple[np.ndarray, ...]
+    cost_keys: tuple[str, ...]
+    cost_of: np.ndarray
+    lanes: tuple[tuple[Lane, np.ndarray], ...]
+    held: tuple[tuple[Lane, tuple[str, ...], np.ndarray], ...]
 
 
 def compile_levels(program: Program) -> Levels:
@@ -78,7 +90,29 @@ def compile_levels(program: Program) -> Levels:
         for row, task_id in enumerate(group):
             table[row, : len(waits[task_id])] = waits[task_id]
         tables.append(table)
-    return Levels(tuple(np.array(g, dtype=np.intp) for g in groups), tuple(tables))
+    keys = tuple(dict.fromkeys(task.cost for task in program.tasks))
+    index = {key: i for i, key in enumerate(keys)}
+    return Levels(
+        tasks=tuple(np.array(g, dtype=np.intp) for g in groups),
+        waits=tuple(tables),
+        cost_keys=keys,
+        cost_of=np.fromiter((index[task.cost] for task in program.tasks), dtype=np.intp, count=count),
+        lanes=tuple((lane, np.array(order, dtype=np.intp)) for lane, order in sorted(program.lanes.items()) if order),
+        held=tuple(_held(program, lane, order) for lane, order in sorted(program.lanes.items())),
+    )
+
+
+def _held(program: Program, lane: Lane, order: list[int]) -> tuple[Lane, tuple[str, ...], np.ndarray]:
+    deltas: list[tuple[str, int]] = []
+    for task_id in order:
+        memory = program.tasks[task_id].memory
+        deltas += [(m.size, m.at_start) for m in memory if m.at_start]
+        deltas += [(m.size, m.at_end) for m in memory if m.at_end]
+    keys = tuple(dict.fromkeys(size for size, _ in deltas))
+    changes = np.zeros((len(deltas), len(keys)))
+    for row, (size, sign) in enumerate(deltas):
+        changes[row, keys.index(size)] = sign
+    return lane, keys, np.unique(np.cumsum(changes, axis=0), axis=0) if deltas else changes
 
 
 def evaluate(program: Program, levels: Levels | None = None, *, contention: bool = True) -> Timeline:
@@ -90,66 +124,41 @@ def evaluate(program: Program, levels: Levels | None = None, *, contention: bool
         contention: share resources between overlapping tasks; False gives each task its time alone.
     """
     levels = levels or compile_levels(program)
-    alone = _durations(program)
+    if not program.tasks:
+        return Timeline(np.zeros((0, 1)), np.zeros((0, 1)))
+    seconds = {key: program.costs[key].seconds for key in levels.cost_keys}
+    alone = program.table(seconds, levels.cost_keys)[levels.cost_of]
     timeline = _longest_path(levels, alone)
-    if not contention or not len(alone):
-        return timeline
-    contended = _contended_devices(program)
+    contended = _contended_devices(program, levels) if contention else []
     if not contended:
         return timeline
-    stretched = alone
     for _ in range(MAX_ROUNDS):
-        wanted = stretched.copy()
+        stretched = alone.copy()
         for candidate in range(alone.shape[1]):
             for device in contended:
-                _stretch(device, timeline, alone, wanted, candidate)
-        moved = np.abs(wanted - stretched).max(initial=0.0)
-        stretched = wanted
-        timeline = _longest_path(levels, stretched)
-        if moved <= TOLERANCE * timeline.makespan_s.max():
+                _stretch(device, timeline, alone, stretched, candidate)
+        before, timeline = timeline.makespan_s, _longest_path(levels, stretched)
+        if (np.abs(timeline.makespan_s - before) <= TOLERANCE * before).all():
             break
     return timeline
 
 
-def peak_memory(program: Program) -> dict[int, Floats]:
+def peak_memory(program: Program, levels: Levels | None = None) -> dict[int, Floats]:
     """Peak bytes of each device and candidate, from the order of work alone.
 
     Deltas are taken in lane order, lane by lane: exact when all deltas of a device lie on one lane, as the activations
     of a pipeline stage do; an upper bound otherwise.
     """
-    keys = list(program.sizes)
-    sizes = program.table(program.sizes, keys) if keys else np.zeros((0, program.candidates))
-    index = {key: i for i, key in enumerate(keys)}
-    peaks: dict[int, Floats] = {}
-    for device in program.devices:
-        base = np.broadcast_to(np.asarray(program.resident.get(device, 0.0), dtype=float), (program.candidates,))
-        peak = base.copy()
-        for lane, order in program.lanes.items():
-            if lane.device != device:
-                continue
-            deltas: list[tuple[int, int]] = []
-            for task_id in order:
-                memory = program.tasks[task_id].memory
-                deltas += [(index[m.size], m.at_start) for m in memory if m.at_start]
-                deltas += [(index[m.size], m.at_end) for m in memory if m.at_end]
-            if deltas:
-                which, sign = np.array(deltas).T
-                # How many of each size are held at every moment, for all candidates; then the dearest moment of each.
-                held = np.zeros((len(deltas), len(keys)))
-                held[np.arange(len(deltas)), which] = sign
-                peak = peak + np.maximum((np.cumsum(held, axis=0) @ sizes).max(axis=0), 0.0)
-        peaks[device] = peak
+    levels = levels or compile_levels(program)
+    width = program.candidates
+    peaks = {
+        device: np.broadcast_to(np.asarray(program.resident.get(device, 0.0), dtype=float), (width,)).copy()
+        for device in program.devices
+    }
+    for lane, keys, counts in levels.held:
+        if keys:
+            peaks[lane.device] += np.maximum((counts @ program.table(program.sizes, keys)).max(axis=0), 0.0)
     return peaks
-
-
-def _durations(program: Program) -> Floats:
-    keys = list(program.costs)
-    if not program.tasks:
-        return np.zeros((0, 1))
-    index = {key: i for i, key in enumerate(keys)}
-    table = program.table({k: c.seconds for k, c in program.costs.items()}, keys)
-    durations: Floats = table[np.fromiter((index[t.cost] for t in program.tasks), dtype=np.intp)]
-    return durations
 
 
 def _longest_path(levels: Levels, durations: Floats) -> Timeline:
@@ -174,33 +183,34 @@ class _Device:
     patterns: tuple[tuple[np.ndarray, np.ndarray], ...]  # (resources in use, tasks that use just those)
 
 
-def _contended_devices(program: Program) -> list[_Device]:
+def _contended_devices(program: Program, levels: Levels) -> list[_Device]:
     """Devices with several lanes whose demands can add up to more than there is."""
-    devices = []
     width = program.candidates
+    costs = [program.costs[key] for key in levels.cost_keys]
+    names = sorted({name for cost in costs for name in cost.demands})
+    table = np.zeros((len(costs), len(names), width))
+    for row, cost in enumerate(costs):
+        for column, name in enumerate(names):
+            table[row, column] = cost.demands.get(name, 0.0) / program.resources[name].capacity
+    devices = []
     for device in program.devices:
-        lanes = [lane for lane in program.lanes if lane.device == device and program.lanes[lane]]
+        lanes = [ids for lane, ids in levels.lanes if lane.device == device]
         if len(lanes) < 2:
             continue
-        tasks = [i for lane in lanes for i in program.lanes[lane]]
-        names = sorted({name for i in tasks for name in program.costs[program.tasks[i].cost].demands})
-        capacity = np.array([program.resources[name].capacity for name in names])
-        keys = list(dict.fromkeys(program.tasks[i].cost for i in tasks))
-        table = np.zeros((len(keys), len(names), width))
-        for row, key in enumerate(keys):
-            for column, name in enumerate(names):
-                table[row, column] = program.costs[key].demands.get(name, 0.0) / capacity[column]
-        index = {key: row for row, key in enumerate(keys)}
-        demands = table[[index[program.tasks[i].cost] for i in tasks]]
-        lane_of = {lane: n for n, lane in enumerate(lanes)}
-        lane_index = np.array([lane_of[program.tasks[i].lane] for i in tasks])
-        most = np.stack([demands[lane_index == n].max(axis=0) for n in range(len(lanes))])
-        crowded = (most.sum(axis=0) > 1.0 + 1e-12).any(axis=1)
-        if crowded.any():
-            demands = demands[:, crowded]
-            users = (demands > 0.0).any(axis=2)
-            patterns = [(p, np.flatnonzero((users == p).all(axis=1))) for p in np.unique(users, axis=0) if p.any()]
-            devices.append(_Device(np.array(tasks, dtype=np.intp), demands, tuple(patterns)))
+        most = np.sum([table[np.unique(levels.cost_of[ids])].max(axis=0) for ids in lanes], axis=0)
+        crowded = (most > 1.0 + 1e-12).any(axis=1)
+        if not crowded.any():
+            continue
+        tasks = np.concatenate(lanes)
+        used = table[:, crowded]
+        pattern_of = (used > 0.0).any(axis=2)
+        kinds = levels.cost_of[tasks]
+        patterns = tuple(
+            (pattern, np.flatnonzero((pattern_of == pattern).all(axis=1)[kinds]))
+            for pattern in np.unique(pattern_of[np.unique(kinds)], axis=0)
+            if pattern.any()
+        )
+        devices.append(_Device(tasks, used[kinds], patterns))
     return devices
 
 

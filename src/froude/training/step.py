@@ -294,13 +294,14 @@ def _predict_group(
     context = replace(batch.context, batch=_pick_batch(batch.batch, index), placement=placement)
     for technique in scenario.techniques:
         program = technique.rewrite_program(program, structure, priced, context)
-    timeline = evaluate(program, compile_levels(program) if scenario.techniques else skeleton(structure).levels)
+    levels = compile_levels(program) if scenario.techniques else skeleton(structure).levels
+    timeline = evaluate(program, levels)
     width = len(members)
     nodes = scenario.cluster.nodes
     straggling = float(np.asarray(scenario.costs.straggling(nodes)))
     overhead_s = scenario.costs.step_overhead_s()
     step_s = np.broadcast_to(timeline.makespan_s * straggling + overhead_s, (width,))
-    tensors = np.stack([np.broadcast_to(peak, (width,)) for peak in peak_memory(program).values()]).max(axis=0)
+    tensors = np.stack([np.broadcast_to(peak, (width,)) for peak in peak_memory(program, levels).values()]).max(axis=0)
     peak = np.broadcast_to(reserved_bytes(tensors, own_machine=scenario.own_machine), (width,))
     fits = probability_of_fit(peak, scenario.cluster.device.memory_bytes)
     bubble = _idle_fraction(program, timeline, width)

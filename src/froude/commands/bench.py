@@ -44,3 +44,13 @@ def train(as_json: Json = False) -> None:
 
     found = bench_train()
     emit(found, as_json=as_json, show=lambda: show_figures("Training search", found))
+
+
+@group.command("laws")
+def laws(as_json: Json = False) -> None:
+    """Time to fit five parameters to 240 points from 500 starts, and to bootstrap the fit 1,000 times."""
+    from froude.laws.bench import bench_laws
+    from froude.reports.bench import show_figures
+
+    found = bench_laws()
+    emit(found, as_json=as_json, show=lambda: show_figures("Law fitting", found))

@@ -148,3 +148,16 @@ def check_coverage(
 
     found = coverage(status)
     emit(found.json(), as_json=as_json, show=lambda: print_coverage(found, everything=status is not None))
+
+
+@group.command("laws", help="Published figures of laws reproduced from tables of runs, and errors on runs held out.")
+def _laws(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the public tables; docs/laws.md.")],
+    as_json: Json = False,
+) -> None:
+    from froude.laws.check import check_laws
+    from froude.reports.laws import Progress, show_law_check
+
+    with Progress() as progress:
+        result = check_laws(directory, progress.say)
+    emit(result.json(), as_json=as_json, show=lambda: show_law_check(result))

@@ -10,6 +10,7 @@ from froude.reports.tables import percent, print_table
 if TYPE_CHECKING:
     from froude.core.estimate import Estimate
     from froude.laws.api import Fits, Prediction
+    from froude.laws.check import LawCheck
     from froude.laws.fitting import Fit
 
 MAX_POINTS = 4000  # drawn; more only makes the file large
@@ -189,3 +190,68 @@ def print_law(law: dict[str, Any]) -> None:
             for name, value in found["coefficients"].items()
         ]
         print_table("", ("coefficient", "value", "80% interval"), values)
+
+
+def show_law_check(result: LawCheck) -> None:
+    """Print published figures beside ours, then errors on held-out runs."""
+    print_table(
+        "Published figures",
+        ("law", "figure", "published", "ours", "difference", ""),
+        [
+            (
+                f.law,
+                f.quantity,
+                f"{f.published:.7g}",
+                f"{f.ours:.7g}",
+                percent(f.difference, 3),
+                "" if f.within else "miss",
+            )
+            for f in result.figures
+        ],
+        left=2,
+    )
+    print()
+    print_table(
+        "Runs held out: the largest 15% by compute (median, p90, rank); cover of 80% intervals on random runs",
+        ("table", "law", "n", "median", "p90", "rank corr.", "cover"),
+        [
+            (
+                h.table,
+                h.law,
+                str(h.n),
+                percent(h.median_ape, 2),
+                percent(h.p90_ape, 2),
+                f"{h.spearman:.3f}",
+                "-" if h.coverage_80 is None else percent(h.coverage_80, 0),
+            )
+            for h in result.holdout
+        ],
+        left=2,
+    )
+    for regret in result.regret:
+        print(
+            f"\nlearning rate and batch at {regret.params:.3g} parameters, unseen ({regret.cells} cells): loss above "
+            f"the best {percent(regret.law, 3)} by the law, {percent(regret.copy_nearest, 3)} by the nearest cell's"
+        )
+    for skipped in result.skipped:
+        print(f"skipped {skipped['table']}: {skipped['reason']}")
+
+
+class Progress:
+    """What is being checked, on standard error, when a person is watching."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("starting")
+
+    def __enter__(self) -> Progress:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def say(self, text: str) -> None:
+        """Show it."""
+        self._status.update(text)

@@ -203,10 +203,10 @@ def _contended_devices(program: Program, levels: Levels) -> list[_Device]:
             continue
         tasks = np.concatenate(lanes)
         used = table[:, crowded]
-        pattern_of = (used > 0.0).any(axis=2)
+        pattern_of = np.any(used > 0.0, axis=2)
         kinds = levels.cost_of[tasks]
         patterns = tuple(
-            (pattern, np.flatnonzero((pattern_of == pattern).all(axis=1)[kinds]))
+            (pattern, np.flatnonzero(np.all(pattern_of[kinds] == pattern, axis=1)))
             for pattern in np.unique(pattern_of[np.unique(kinds)], axis=0)
             if pattern.any()
         )

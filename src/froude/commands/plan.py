@@ -62,6 +62,60 @@ def train(
     emit(found.json(), as_json=as_json, show=show, assumptions=found.assumptions, warnings=found.warnings)
 
 
+@group.command("serve")
+def serve(
+    model: Annotated[str, typer.Option(metavar="M", help="A model's name, a config.json, or its folder.")],
+    devices: Annotated[str, typer.Option(help="Devices to choose among: h100-sxm,l40s,...")],
+    trace: Annotated[str, typer.Option(metavar="T", help="A trace or a synthetic workload, as for simulate serve.")],
+    rate: Annotated[float, typer.Option(help="Requests per second, Poisson.")],
+    slo: Annotated[str, typer.Option(help="Targets in seconds: ttft=0.5,tpot=0.05.")],
+    attainment: Annotated[float, typer.Option(help="Share of requests that must meet all targets.")] = 0.9,
+    max_usd_per_hour: Annotated[float | None, typer.Option(help="Refuse fleets that cost more.")] = None,
+    tp: Annotated[str, typer.Option(help="Degrees of tensor parallelism to try.")] = "1,2,4,8",
+    schedulers: Annotated[str, typer.Option(help="NAME or NAME:TOKENS, to try.")] = "vllm-v1:512,vllm-v1:2048",
+    engine: Annotated[str, typer.Option(help="Serving engine.")] = "vllm",
+    requests: Annotated[int | None, typer.Option(help="Of the load; by default it lasts three minutes.")] = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals and synthetic lengths.")] = 0,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """The cheapest fleet that serves a trace within latency targets, and what more money buys."""
+    from froude.core.errors import InvalidValueError
+    from froude.planning.fleet import plan_serve
+    from froude.reports.bench import Progress
+    from froude.reports.fleet import show_fleets, write_fleet_report
+
+    try:
+        degrees = [int(part) for part in tp.split(",")]
+    except ValueError:
+        raise InvalidValueError("tp", tp, "is not a list of numbers of devices, such as 1,2,4") from None
+    with Progress() as progress:
+        found = plan_serve(
+            model,
+            devices,
+            trace,
+            rate=rate,
+            slo=slo,
+            attainment=attainment,
+            max_usd_per_hour=max_usd_per_hour,
+            tensor_parallel=degrees,
+            schedulers=schedulers,
+            requests=requests,
+            seed=seed,
+            progress=progress.say,
+            engine=engine,
+        )
+    if out is not None:
+        write_fleet_report(found, out)
+    emit(
+        found.json(),
+        as_json=as_json,
+        show=lambda: show_fleets(found),
+        assumptions=found.assumptions,
+        warnings=found.warnings,
+    )
+
+
 @group.command("budget")
 def budget(
     flops: Annotated[float | None, typer.Option(help="FLOPs: of training, and of the inference to come.")] = None,

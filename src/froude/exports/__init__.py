@@ -1,0 +1,1 @@
+"""Launch commands for other software, and their arguments read back."""

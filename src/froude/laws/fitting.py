@@ -185,8 +185,8 @@ def fit(
 def objective_at(law: Law, table: Table, coefficients: Mapping[str, float]) -> float:
     """The law's Huber objective (sum over rows) at given coefficients."""
     data, _ = _rows(law, table, "table")
-    problem = _problem(law, data, np.zeros(len(law.symbols)), np.zeros(len(law.symbols)))
-    return float(problem.value_and_gradient(pack(law.symbols, coefficients)[None, :])[0][0])
+    task = problem(law, data, np.zeros(len(law.symbols)), np.zeros(len(law.symbols)))
+    return float(task.value_and_gradient(pack(law.symbols, coefficients)[None, :])[0][0])
 
 
 def _rows(law: Law, table: Table, where: str) -> tuple[dict[str, Floats], list[str]]:
@@ -217,7 +217,7 @@ def _residual_function(law: Law, data: Mapping[str, Floats]) -> Residuals:
     return residuals
 
 
-def _problem(
+def problem(
     law: Law,
     data: Mapping[str, Floats],
     prior_mean: Floats,
@@ -225,6 +225,7 @@ def _problem(
     weights: Floats | None = None,
     delta: float | None = None,
 ) -> Problem:
+    """The robust objective of a law on data, as the optimiser takes it."""
     rows = len(data[law.target])
     return Problem(
         _residual_function(law, data),
@@ -245,8 +246,8 @@ def _minimise(
     prior_weight: Floats,
 ) -> tuple[Floats, float, int]:
     """Best coefficients found, their objective, and how many polished starts agree with it."""
-    exact = _problem(law, data, prior_mean, prior_weight)
-    loose = _problem(law, data, prior_mean, prior_weight, delta=max(SCREEN_DELTA, law.delta))
+    exact = problem(law, data, prior_mean, prior_weight)
+    loose = problem(law, data, prior_mean, prior_weight, delta=max(SCREEN_DELTA, law.delta))
     theta = law.starts(max(starts, 1), rng, data)
     theta = np.where(prior_weight > 0, prior_mean, theta)
     with np.errstate(all="ignore"):
@@ -292,9 +293,9 @@ def _bootstrap(
         means = prior_mean + spread * rng.standard_normal((size, width))
         start = np.repeat(theta[None, :], size, axis=0)
         with np.errstate(all="ignore"):
-            loose = _problem(law, data, means, prior_weight, weights, max(10 * law.delta, 1e-2))
+            loose = problem(law, data, means, prior_weight, weights, max(10 * law.delta, 1e-2))
             near = gauss_newton(loose, start, iterations=30)
-            exact = _problem(law, data, means, prior_weight, weights)
+            exact = problem(law, data, means, prior_weight, weights)
             # The smoothed minimum or the full fit, whichever is lower: never start a resample worse than where it was.
             at_near, _ = exact.value_and_gradient(near)
             at_start, _ = exact.value_and_gradient(start)

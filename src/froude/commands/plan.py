@@ -29,7 +29,7 @@ def train(
     fix: Annotated[str | None, typer.Option(help="Layout fields to keep: tp=8,pp=4,recompute=full.")] = None,
     top: Annotated[int, typer.Option(help="How many layouts to list.")] = 10,
     stack: Annotated[str | None, typer.Option(help="Software stack: megatron, nemo-te, fsdp, torch-eager, ...")] = None,
-    technique: Annotated[list[str] | None, typer.Option(help="Switch a technique on (repeatable).")] = None,
+    technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a technique on (repeatable).")] = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:

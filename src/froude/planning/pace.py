@@ -15,7 +15,7 @@ from froude.machines.cluster import Cluster, parse_cluster
 from froude.models.architecture import Architecture
 from froude.training.outcome import step_estimate
 from froude.training.plan import Job, Layout
-from froude.training.search import describe, search
+from froude.training.search import search
 from froude.training.step import Scenario
 
 SEQ_LEN = 4096
@@ -74,7 +74,7 @@ class Pace:
         """What the pace rests on."""
         arch = self.scenario.architecture
         return (
-            f"pace: {arch.layers} layers of width {arch.hidden}, sequences of {SEQ_LEN}, {describe(self.layout)}",
+            f"pace: {arch.layers} layers of width {arch.hidden}, sequences of {SEQ_LEN}, {self.layout.describe()}",
             *self.step.provenance,
         )
 

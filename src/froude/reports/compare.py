@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from froude.reports.html import Report
 from froude.reports.tables import gib, percent, print_table, seconds, usd
-from froude.reports.training import layout_text, waterfall_chart
+from froude.reports.training import waterfall_chart
 
 if TYPE_CHECKING:
     from froude.planning.compare import Comparison, Side
@@ -78,7 +78,7 @@ def difference_chart(found: Comparison) -> Any:
 def _title(found: Comparison) -> str:
     plan = found.baseline.planned.plan
     names = " + ".join(use.name for use in found.techniques)
-    return f"{names} for {plan.model} on {plan.cluster} ({layout_text(plan.layout)})"
+    return f"{names} for {plan.model} on {plan.cluster} ({plan.layout.describe()})"
 
 
 def _summary(found: Comparison) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from froude.reports.html import Report
 from froude.reports.tables import gib, percent, print_table, seconds, si
-from froude.reports.training import add_plans, layout_text, waterfall_chart
+from froude.reports.training import add_plans, waterfall_chart
 
 if TYPE_CHECKING:
     from froude.planning.demo import Demo
@@ -56,7 +56,7 @@ def show_demo(demo: Demo, report: Path) -> None:
     best = demo.large.plans[0]
     p = best.prediction
     print(
-        f"{best.plan.model} on {best.plan.cluster}: {layout_text(p.layout)}: {seconds(p.step_s)} per step, "
+        f"{best.plan.model} on {best.plan.cluster}: {p.layout.describe()}: {seconds(p.step_s)} per step, "
         f"{percent(p.mfu)} MFU, {gib(p.peak_bytes)}; {demo.large.evaluated:,} layouts considered in "
         f"{seconds(demo.large.search_s)}."
     )

@@ -11,29 +11,15 @@ from froude.reports.tables import gib, percent, print_table, seconds, si, usd
 
 if TYPE_CHECKING:
     from froude.training.api import PlannedLayout, SimulatedStep, TrainPlans
-    from froude.training.plan import Layout
     from froude.training.waterfall import Waterfall
 
 _COLUMNS = ("layout", "GPUs", "step", "tok/s/GPU", "MFU", "memory", "fits", "bubble", "days", "USD", "MWh", "t CO2e")
 
 
-def layout_text(layout: Layout) -> str:
-    """A layout in one line."""
-    parts = [f"dp {layout.data_parallel}", f"tp {layout.tensor_parallel}", f"pp {layout.pipeline_parallel}"]
-    if layout.context_parallel > 1:
-        parts.append(f"cp {layout.context_parallel}")
-    if layout.expert_parallel > 1:
-        parts.append(f"ep {layout.expert_parallel}")
-    if layout.virtual_stages > 1:
-        parts.append(f"vpp {layout.virtual_stages}")
-    parts += [f"mb {layout.micro_batch}", f"zero {layout.zero_stage}", f"recompute {layout.recompute}"]
-    return " ".join(parts)
-
-
 def _row(plan: PlannedLayout) -> tuple[str, ...]:
     p, total = plan.prediction, plan.outcome
     return (
-        layout_text(p.layout),
+        p.layout.describe(),
         str(plan.cluster.count),
         seconds(p.step_s),
         f"{p.tokens_per_s_per_device:,.0f}",
@@ -85,7 +71,7 @@ def show_simulated(step: SimulatedStep) -> None:
     """Print a simulated step: what was evaluated, what was played, where it goes, what it holds."""
     p = step.prediction
     print_table(
-        f"{step.plan.model} on {step.plan.cluster}: {layout_text(p.layout)}",
+        f"{step.plan.model} on {step.plan.cluster}: {p.layout.describe()}",
         ("", "value"),
         [
             ("step, evaluated", seconds(p.step_s)),
@@ -131,7 +117,7 @@ def ranking_chart(found: TrainPlans) -> Any:
 
     rows = [
         {
-            "layout": f"{i + 1}. {layout_text(plan.prediction.layout)}",
+            "layout": f"{i + 1}. {plan.prediction.layout.describe()}",
             "step": plan.prediction.step_s,
             "memory": plan.prediction.peak_bytes / 2**30,
         }

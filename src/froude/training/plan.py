@@ -57,6 +57,18 @@ class Layout(Spec):
         """Devices it occupies."""
         return self.data_parallel * self.tensor_parallel * self.pipeline_parallel * self.context_parallel
 
+    def describe(self) -> str:
+        """In one line, leaving out what is usual."""
+        parts = [f"dp {self.data_parallel}", f"tp {self.tensor_parallel}", f"pp {self.pipeline_parallel}"]
+        for name, value in (
+            ("cp", self.context_parallel),
+            ("ep", self.expert_parallel),
+            ("vpp", self.virtual_stages),
+        ):
+            if value > 1:
+                parts.append(f"{name} {value}")
+        return " ".join([*parts, f"mb {self.micro_batch}", f"zero {self.zero_stage}", f"recompute {self.recompute}"])
+
 
 class TechniqueUse(Spec):
     """A technique switched on, with its knobs."""

@@ -145,7 +145,7 @@ def search(
         raise FroudeError(
             f"model: {scenario.architecture.name!r} does not fit on {scenario.cluster.count} x "
             f"{scenario.cluster.device.name} ({capacity / 2**30:.0f} GiB each); the leanest layout "
-            f"({describe(roomiest[1])}) needs {roomiest[0] / 2**30:.0f} GiB"
+            f"({roomiest[1].describe()}) needs {roomiest[0] / 2**30:.0f} GiB"
         )
     return SearchResult(best, len(layouts), exact, feasible, time.perf_counter() - began)
 
@@ -198,19 +198,6 @@ def _expert_choices(scenario: Scenario, ranks: int) -> list[int]:
     if experts is None:
         return [1]
     return [e for e in _divisors(experts.count) if ranks % e == 0]
-
-
-def describe(layout: Layout) -> str:
-    """A layout in one line."""
-    parts = [f"dp {layout.data_parallel}", f"tp {layout.tensor_parallel}", f"pp {layout.pipeline_parallel}"]
-    if layout.context_parallel > 1:
-        parts.append(f"cp {layout.context_parallel}")
-    if layout.expert_parallel > 1:
-        parts.append(f"ep {layout.expert_parallel}")
-    if layout.virtual_stages > 1:
-        parts.append(f"vpp {layout.virtual_stages}")
-    parts += [f"micro-batch {layout.micro_batch}", f"ZeRO-{layout.zero_stage}", f"recompute {layout.recompute}"]
-    return ", ".join(parts)
 
 
 def _evaluate(

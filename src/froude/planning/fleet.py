@@ -374,7 +374,7 @@ class _Search:
     def measure(self, kind: Candidate) -> None:
         """Find what one replica holds."""
         alone = ((kind, 1),)
-        waiting = self._run(alone, self.trace.first(_LEAST_REQUESTS).at_once())
+        waiting = self._run(alone, self.trace.first(4 * _LEAST_REQUESTS).at_once())
         if not len(waiting.latencies.request):
             kind.reason = f"no request fits its cache of {kind.deployment.pool.tokens} tokens"
             return

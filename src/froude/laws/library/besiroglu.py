@@ -23,7 +23,12 @@ class Besiroglu(Hoffmann):
     """L = E + A / N^alpha + B / D^beta, without runs of fewer than 0.43 tokens per parameter."""
 
     name = "besiroglu"
-    source = Source("Besiroglu et al.", 2024, "Chinchilla Scaling: A replication attempt", "arXiv:2404.10102")
+    source = Source(
+        "Besiroglu et al.",
+        2024,
+        "Chinchilla Scaling: A replication attempt",
+        "arXiv:2404.10102",
+    )
 
     def select(self, table: Mapping[str, Floats]) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], str]:
         """Drop runs far short of data."""

@@ -22,7 +22,13 @@ class Kaplan(Law):
     """L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D."""
 
     name = "kaplan"
-    source = Source("Kaplan et al.", 2020, "Scaling Laws for Neural Language Models", "arXiv:2001.08361", catalogue=31)
+    source = Source(
+        "Kaplan et al.",
+        2020,
+        "Scaling Laws for Neural Language Models",
+        "arXiv:2001.08361",
+        catalogue=31,
+    )
     form = "L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D"
 
     @property

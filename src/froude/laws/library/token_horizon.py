@@ -13,4 +13,10 @@ class TokenHorizon(StepLaw):
     """lr = c N^a D^b."""
 
     name = "token-horizon"
-    source = Source("Bjorck et al.", 2024, "Scaling Optimal LR Across Token Horizons", "arXiv:2409.19913", catalogue=87)
+    source = Source(
+        "Bjorck et al.",
+        2024,
+        "Scaling Optimal LR Across Token Horizons",
+        "arXiv:2409.19913",
+        catalogue=87,
+    )

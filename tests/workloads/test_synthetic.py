@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from froude.core.errors import FroudeError
+from froude.serving.api import sequences_of
 from froude.workloads.arrivals import arrival_times
 from froude.workloads.readers import load_trace
 
@@ -72,6 +73,14 @@ def test_a_day_has_a_peak():
 def test_bad_arrivals(process, says):
     with pytest.raises(FroudeError, match=says):
         arrival_times(process, 3, 1.0, 0)
+
+
+def test_priorities(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens,priority\n5,10,1,2\n0,20,2,7\n")
+    trace = load_trace(str(path))
+    assert [call.priority for call in trace.calls()] == [7.0, 2.0]
+    assert [s.priority for s in sequences_of(trace.first(3))] == [7.0, 2.0, 7.0]
 
 
 def test_vidur_burstgpt_and_parquet(tmp_path):

@@ -314,6 +314,9 @@ def sequences_of(trace: Trace) -> list[Sequence]:
     if trace.prefix_ids is not None:
         for sequence, ids in zip(sequences, trace.prefix_ids, strict=True):
             sequence.prefix = ids if len(set(ids)) == len(ids) else tuple(dict.fromkeys(ids))
+    if trace.priority is not None:
+        for sequence, priority in zip(sequences, trace.priority.tolist(), strict=True):
+            sequence.priority = priority
     return sequences
 
 

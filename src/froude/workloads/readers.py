@@ -108,7 +108,8 @@ def _table(name: str, table: pl.DataFrame) -> Trace:
         source = "Patel et al. (2024), Splitwise, arXiv:2311.18677"
         # A request that generated nothing still emits the token that ends it.
         outputs = np.maximum(outputs, 1)
-    return make_trace(name, arrivals, inputs, outputs, source=source)
+    more = {"priority": _times(name, table, "priority")} if "priority" in table.columns else {}
+    return make_trace(name, arrivals, inputs, outputs, source=source, **more)
 
 
 def _column(name: str, table: pl.DataFrame, choices: tuple[str, ...]) -> str:

@@ -29,6 +29,7 @@ class Trace:
         prefix_block_tokens: tokens that one such block holds.
         measured: what the source recorded of each request ("ttft_s", "tpot_s", "e2e_s"), where it did.
         source: citation.
+        priority: smaller is more urgent, where the trace has it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Trace:
     prefix_block_tokens: int = 0
     measured: dict[str, Floats] | None = None
     source: str = ""
+    priority: Floats | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -67,6 +69,7 @@ class Trace:
                 output_tokens=int(self.output_tokens[i]),
                 arrival_s=float(self.arrival_s[i]),
                 prefix_ids=self.prefix_ids[i] if self.prefix_ids else (),
+                priority=0.0 if self.priority is None else float(self.priority[i]),
             )
 
     def first(self, requests: int) -> Trace:
@@ -92,6 +95,7 @@ class Trace:
             output_tokens=self.output_tokens[rows],
             prefix_ids=tuple(self.prefix_ids[i] for i in rows) if self.prefix_ids else None,
             measured={k: v[rows] for k, v in self.measured.items()} if self.measured else None,
+            priority=None if self.priority is None else self.priority[rows],
         )
 
     def at_rate(self, rate: float, seed: int, arrivals: str = "poisson") -> Trace:
@@ -119,6 +123,7 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
     start = arrival[order[0]] if len(order) else 0.0
     prefix_ids = more.pop("prefix_ids", None)
     measured = more.pop("measured", None)
+    priority = more.pop("priority", None)
     return Trace(
         name=name,
         arrival_s=arrival[order] - start,
@@ -126,5 +131,6 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
         output_tokens=np.asarray(output_tokens, dtype=np.int64)[order],
         prefix_ids=tuple(tuple(prefix_ids[i]) for i in order) if prefix_ids is not None else None,
         measured={k: np.asarray(v, dtype=np.float64)[order] for k, v in measured.items()} if measured else None,
+        priority=None if priority is None else np.asarray(priority, dtype=np.float64)[order],
         **more,
     )

@@ -7,10 +7,10 @@ doi:10.1109/71.963420.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence as Items
 
 from froude.core.registry import Source
+from froude.serving.draws import uniform
 from froude.serving.policy import Sequence
 from froude.serving.router import Replica, Router
 
@@ -31,8 +31,7 @@ class PowerOfTwo(Router):
         count = len(replicas)
         if count == 1:
             return 0
-        digest = hashlib.blake2b(f"{self.seed}:{sequence.id}".encode(), digest_size=16).digest()
-        one = int.from_bytes(digest[:8], "little") % count
-        other = int.from_bytes(digest[8:], "little") % (count - 1)
+        one = int(count * uniform(self.seed, sequence.id, "one"))
+        other = int((count - 1) * uniform(self.seed, sequence.id, "other"))
         other += other >= one  # two different ones
         return one if replicas[one].outstanding <= replicas[other].outstanding else other

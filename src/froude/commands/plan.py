@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,7 @@ def train(
     top: Annotated[int, typer.Option(help="How many layouts to list.")] = 10,
     stack: Annotated[str | None, typer.Option(help="Software stack: megatron, nemo-te, fsdp, torch-eager, ...")] = None,
     technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a technique on (repeatable).")] = None,
+    constants: Annotated[Path | None, typer.Option(help="Constants that `froude calibrate` wrote.")] = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -49,6 +51,7 @@ def train(
         top=top,
         stack=stack,
         with_techniques=tuple(technique or ()),
+        constants=constants,
     )
 
     def show() -> None:

@@ -23,6 +23,7 @@ def train(
     trace: Annotated[
         Path | None, typer.Option(help="Write the step's timeline for Perfetto.", show_default=False)
     ] = None,
+    constants: Annotated[Path | None, typer.Option(help="Constants that `froude calibrate` wrote.")] = None,
     as_json: Json = False,
 ) -> None:
     """Play one training step of a plan by events."""
@@ -30,7 +31,7 @@ def train(
     from froude.training.api import simulate_train
     from froude.training.plan import TrainPlan
 
-    step = simulate_train(TrainPlan.read(plan), trace=trace)
+    step = simulate_train(TrainPlan.read(plan), trace=trace, constants=constants)
     emit(step.json(), as_json=as_json, show=lambda: show_simulated(step))
 
 

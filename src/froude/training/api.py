@@ -16,6 +16,7 @@ from froude.program.play import Played, play
 from froude.program.trace import trace_events, write_trace
 from froude.timing.stack import find_stack
 from froude.training.accuracy import step_spread
+from froude.training.calibration import calibrated
 from froude.training.ledger import memory_constants
 from froude.training.outcome import Outcome, cluster_watts, outcome, step_estimate
 from froude.training.plan import Job, Layout, TechniqueUse, TrainPlan
@@ -94,6 +95,7 @@ def plan_train(
     top: int = 10,
     stack: str | None = None,
     with_techniques: tuple[str, ...] = (),
+    constants: str | os.PathLike[str] | None = None,
 ) -> TrainPlans:
     """Rank the layouts that train ``model`` on ``cluster``.
 
@@ -109,6 +111,7 @@ def plan_train(
         top: how many to return.
         stack: software stack; "megatron", or "torch-eager" on a measured profile.
         with_techniques: names of techniques switched on.
+        constants: file of constants that `froude calibrate` wrote.
 
     Raises:
         FroudeError: one sentence naming the field, the value and the nearest valid choice.
@@ -130,7 +133,7 @@ def plan_train(
     problems: list[FroudeError] = []
     for one in clusters:
         one.device.peak(precision)
-        scenario = Scenario(architecture, one, job, find_stack(stack_name), used)
+        scenario = calibrated(Scenario(architecture, one, job, find_stack(stack_name), used), constants)
         try:
             found.append((scenario, one, search(scenario, keep=top, fixed=fixed)))
         except FroudeError as problem:
@@ -188,13 +191,20 @@ class SimulatedStep:
         }
 
 
-def simulate_train(plan: TrainPlan, *, trace: str | os.PathLike[str] | None = None) -> SimulatedStep:
+def simulate_train(
+    plan: TrainPlan,
+    *,
+    trace: str | os.PathLike[str] | None = None,
+    constants: str | os.PathLike[str] | None = None,
+) -> SimulatedStep:
     """Play one step of a plan by events; optionally write its timeline for Perfetto.
+
+    ``constants`` names a file that `froude calibrate` wrote.
 
     Raises:
         FroudeError: when the plan is impossible, saying why.
     """
-    scenario = Scenario.of(plan)
+    scenario = calibrated(Scenario.of(plan), constants)
     prediction = predict(scenario, [plan.layout])[0]
     played = play(prediction.program, candidate=prediction.candidate)
     if trace is not None:

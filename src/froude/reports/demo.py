@@ -28,10 +28,9 @@ def own_machine_rows(demo: Demo) -> Rows:
         rows.append(_row(f"training memory, {run['name']}", run["predicted_bytes"], run["measured_bytes"], gib))
     serving = demo.serving
     for metric, name in (("ttft", "time to first token"), ("tpot", "time per output token"), ("e2e", "end to end")):
-        predicted, measured = getattr(serving.predicted, metric), getattr(serving.measured, metric)
-        rows.append(_row(f"serving, mean {name}", float(predicted.mean()), float(measured.mean()), seconds))
-    throughput = serving.predicted.output_tokens_per_s, serving.measured.output_tokens_per_s
-    rows.append(_row("serving, output tokens/s", *throughput, si))
+        predicted, measured = (summary[f"{metric}_s"]["mean"] for summary in serving.summaries())
+        rows.append(_row(f"serving, mean {name}", predicted, measured, seconds))
+    rows.append(_row("serving, output tokens/s", *serving.throughputs, si))
     point, predicted_loss = demo.ladder.next_points[-1], demo.ladder.predicted[-1]
     rows.append(_row(f"loss of the next size ({si(point.params)} parameters)", predicted_loss, point.loss, _loss))
     return rows
@@ -101,7 +100,7 @@ def write_demo_report(demo: Demo, folder: str | os.PathLike[str]) -> Path:
     page.heading("3. A request trace, served and simulated by the same scheduler")
     page.text(
         f"{len(demo.served.log.requests)} requests on a real engine with paged KV cache; the simulator is driven by an "
-        "equal scheduler object and calibrated on a few seconds of iterations."
+        "equal scheduler object and calibrated on a few seconds of iterations. Time is the engine's processor time."
     )
     page.chart(_latency_chart(demo), "End-to-end latency of each request, simulated against real.")
     page.heading("4. A ladder of sizes, and the next rung predicted")
@@ -153,7 +152,7 @@ def _latency_chart(demo: Demo) -> Any:
     import altair as alt
     import polars as pl
 
-    frame = pl.DataFrame({"simulated": demo.serving.predicted.e2e, "real": demo.serving.measured.e2e})
+    frame = pl.DataFrame({"simulated": demo.serving.predicted.e2e_s, "real": demo.serving.measured.e2e_s})
     top = float(max(frame["simulated"].max(), frame["real"].max()))  # type: ignore[arg-type,type-var]
     line = alt.Chart(pl.DataFrame({"x": [0.0, top]})).mark_line(color="#9aa4ae").encode(x="x:Q", y="x:Q")
     points = (

@@ -41,7 +41,7 @@ def test_generations_follow_the_canonical_name() -> None:
     assert constants.generation("a100-sxm-80gb") == "ampere"
     assert constants.generation("h100-sxm") == "hopper"
     assert constants.generation("gb200") == "blackwell"
-    assert constants.generation("rtx-pro-6000") == "blackwell"
+    assert constants.generation("rtx-pro-6000") == "blackwell-gddr"
     assert constants.generation("tpu-v5p") == "tpu"
     assert constants.generation("trainium1") == "other"
 

@@ -25,6 +25,7 @@ class Cluster(Spec):
         scaleup_domain: devices that reach each other at ``scaleup_bandwidth``.
         scaleup_bandwidth, scaleout_bandwidth: bytes/s in one direction, per device.
         scaleup_latency_s, scaleout_latency_s: seconds of one hop of a collective.
+        peer_to_peer: PCIe switches let devices without a fabric of their own reach each other's memory.
         usd_per_device_hour: price on demand; None where no price is known.
         pue: facility power over computer power.
         region, kg_co2e_per_kwh: where it stands; carbon intensity of the electricity, by default that of the region.
@@ -40,6 +41,7 @@ class Cluster(Spec):
     scaleout_bandwidth: float = Field(default=0.0, ge=0)
     scaleup_latency_s: float = Field(default=0.0, ge=0)
     scaleout_latency_s: float = Field(default=0.0, ge=0)
+    peer_to_peer: bool = False
     usd_per_device_hour: float | None = Field(default=None, ge=0)
     pue: float = Field(default=1.0, ge=1)
     region: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,11 @@ class ServeResult:
 
     @cached_property
     def latencies(self) -> Latencies:
-        """Request by request."""
-        return Latencies.of(self.outcome, self.arrival_ps, self.trace)
+        """Request by request, as its client sees it."""
+        inside = Latencies.of(self.outcome, self.arrival_ps, self.trace)
+        engine = self.deployment.engine
+        late_s = engine.request_s.value + (np.nan_to_num(inside.tpot_s) if engine.overlap else 0.0)
+        return replace(inside, ttft_s=inside.ttft_s + late_s, e2e_s=inside.e2e_s + late_s)
 
     @property
     def duration_s(self) -> float:

@@ -42,8 +42,10 @@ class EngineSpec(Spec):
         block_tokens: tokens of a cache block.
         gpu_memory_utilization: fraction of device memory the engine may use.
         step_s, sequence_s: host time per iteration and per running sequence.
+        request_s: time of a request outside the engine's loop, before its first token reaches the client.
+        block_product_s: extra time of a product with block-scaled weights, by instruction generation of the device.
         overlap: the host prepares the next iteration while the device runs this one, so that the longer of the two
-            counts; otherwise the device waits.
+            counts; otherwise the device waits. A request then joins one iteration later.
         precision: number format of the weights, of ``precisions.toml``.
         kv_dtype: element type of the cache; "auto" is 8 bits beside weights of 8 bits or fewer where the engine
             takes the checkpoint's word for it (``auto_narrow_cache``), else 16.
@@ -60,7 +62,9 @@ class EngineSpec(Spec):
     gpu_memory_utilization: float = Field(gt=0, le=1)
     step_s: Figure
     sequence_s: Figure
+    request_s: Figure
     reserve_bytes: Figure
+    block_product_s: dict[str, Figure] = {}
     overlap: bool = False
     auto_narrow_cache: bool = False
     precision: str = "bf16"

@@ -42,6 +42,7 @@ METRICS = {
 
 ROUNDS = 5
 """Requests each client of a closed loop sends: the first wave starts together, the later ones are spread out."""
+BLOCK_TOKENS = 16
 MOST_REQUESTS = 3000
 RATE_REQUESTS = 600
 
@@ -63,6 +64,8 @@ class Run:
         chunk_tokens, max_seqs: limits of the engine.
         input_tokens, output_tokens: lengths, or their upper ends.
         spread: lengths are drawn between this share of them and them; 1 is constant.
+        peer_to_peer: devices on PCIe reach each other's memory.
+        prompts: different prompts there are, found again in the cache; 0 when all differ.
         load: ("closed", clients), ("batch", requests), ("rate", requests per second) or ("full", 0).
     """
 
@@ -80,6 +83,8 @@ class Run:
     output_tokens: int
     spread: float
     load: tuple[str, float]
+    peer_to_peer: bool = False
+    prompts: int = 0
 
     @property
     def devices(self) -> int:
@@ -145,11 +150,14 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         raise Unusable("a percentile over lengths that the row does not state")
     if str(cells["tp"]).startswith("P"):
         raise Unusable("disaggregated prefill and decoding")
+    failed = re.search(r"\bn=(\d+) fail=(\d+)", notes)
+    if failed and int(failed.group(2)) > int(failed.group(1)):
+        raise Unusable("most requests failed")
     if not cells["isl"] or not cells["osl"]:
         raise Unusable("lengths are not stated")
     arch = resolve(str(cells["model"]))
     device = find_device(str(cells["device"])).name
-    default = _default(str(cells["source"]), str(cells["engine"]))
+    default = _default(str(cells["source"]), str(cells["engine"]), str(cells["model"]))
     tensor, data, expert = _layout(cells, notes, arch, default)
     limits = dict(re.findall(r"max_num_(seqs|batched_tokens)=(\d+)", notes))
     return Run(
@@ -166,7 +174,9 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         input_tokens=round(float(cells["isl"])),
         output_tokens=round(float(cells["osl"])),
         spread=float(default.get("spread", 1.0)),
-        load=_load(str(cells["concurrency_or_rate"] or "")),
+        load=_load(str(cells["concurrency_or_rate"] or ""), notes, data),
+        peer_to_peer=bool(default.get("peer_to_peer", False)),
+        prompts=_prompts(notes) if default.get("shared_prompts") else 0,
     )
 
 
@@ -181,6 +191,8 @@ def predict(run: Run) -> Predicted:
         (run.tensor_parallel, run.data_parallel, run.expert_parallel),
         run.chunk_tokens,
         run.max_seqs,
+        run.peer_to_peer,
+        bool(run.prompts),
     )
     load, concurrency = _trace(run, built)
     found = run_deployment(built, load, concurrency=concurrency)
@@ -210,9 +222,11 @@ def _deployment(
     layout: tuple[int, int, int],
     chunk_tokens: int,
     max_seqs: int,
+    peer_to_peer: bool,
+    prefix_cache: bool,
 ) -> Deployment:
     """Deployments keep their tables of times, so runs that differ in load only share one."""
-    cluster = Cluster.parse({"device": device, "count": layout[0] * layout[1]})
+    cluster = Cluster.parse({"device": device, "count": layout[0] * layout[1], "peer_to_peer": peer_to_peer})
     return build_deployment(
         model,
         cluster,
@@ -224,6 +238,7 @@ def _deployment(
         expert_parallel=layout[2],
         chunk_tokens=max(chunk_tokens, max_seqs),
         max_seqs=max_seqs,
+        prefix_cache=prefix_cache,
     )
 
 
@@ -248,14 +263,30 @@ def _lengths(run: Run, count: int) -> Trace:
     def draw(longest: int) -> Any:
         return rng.integers(max(1, round(run.spread * longest)), longest + 1, count)
 
-    return make_trace("measured run", np.zeros(count), draw(run.input_tokens), draw(run.output_tokens))
+    shared: dict[str, Any] = {}
+    if run.prompts:
+        blocks = run.input_tokens // BLOCK_TOKENS
+        users = (i % run.prompts * blocks for i in range(count))
+        shared["prefix_ids"] = tuple(tuple(range(first, first + blocks)) for first in users)
+        shared["prefix_block_tokens"] = BLOCK_TOKENS
+    return make_trace("measured run", np.zeros(count), draw(run.input_tokens), draw(run.output_tokens), **shared)
 
 
-def _load(text: str) -> tuple[str, float]:
+def _prompts(notes: str) -> int:
+    """System prompts times users of each: the same few questions are asked over and over."""
+    counts = re.search(r"n_sys=(\d+) users/sys=(\d+)", notes)
+    return int(counts.group(1)) * int(counts.group(2)) if counts else 0
+
+
+def _load(text: str, notes: str, data_parallel: int) -> tuple[str, float]:
     for pattern, kind in ((r"c=(\d+)$", "closed"), (r"static batch=(\d+)$", "batch"), (r"rate=([\d.]+)", "rate")):
         match = re.match(pattern, text)
         if match:
-            return kind, float(match.group(1))
+            size = float(match.group(1))
+            batch = re.search(r"\bbs=(\d+)", notes)  # of one group; clients may be those of several replicas
+            if kind == "closed" and batch:
+                size = min(size, float(batch.group(1)) * data_parallel)
+            return kind, size
     if text.startswith("max load"):
         return "full", 0.0
     raise Unusable("load is not stated in a form that can be replayed")
@@ -264,7 +295,11 @@ def _load(text: str) -> tuple[str, float]:
 def _layout(
     cells: Mapping[str, Any], notes: str, arch: Architecture, default: Mapping[str, Any]
 ) -> tuple[int, int, int]:
-    """Tensor, data and expert parallelism; data parallelism from the devices of the experts where it is left blank."""
+    """Tensor, data and expert parallelism.
+
+    Where data parallelism is left blank, it follows from the devices of the experts, or from the share of the clients
+    that one group takes.
+    """
     tensor, pipeline = int(cells["tp"] or 1), int(cells["pp"] or 1)
     if pipeline > 1:
         raise Unusable("pipeline parallelism in serving is not modelled")
@@ -275,25 +310,30 @@ def _layout(
         return 1, tensor, tensor
     expert = int(cells["ep"] or 1)
     sliced = re.search(r"moe_tp=(\d+)", notes)
+    batch = re.search(r"\bbs=(\d+)", notes)
+    clients = re.match(r"c=(\d+)$", str(cells["concurrency_or_rate"]))
+    shared = batch and clients and int(clients.group(1)) == int(batch.group(1)) * tensor
+    if cells["dp"] is None and tensor > 1 and shared:
+        return 1, tensor, expert
     if cells["dp"] is None and sliced:
         data = max(1, int(sliced.group(1)) * expert // tensor)
     return tensor, data, expert
 
 
 def _precision(cells: Mapping[str, Any], model: str) -> str:
-    defaults = _defaults()
+    defaults, label = _defaults(), str(cells["weight_dtype"] or "bf16")
     for entry in defaults["checkpoint"]:
-        if model.startswith(entry["model"]):
+        if model.startswith(entry["model"]) and entry.get("label", label) == label:
             return str(entry["weights"])
-    label = str(cells["weight_dtype"] or "bf16")
     if label not in defaults["weights"]:
         raise Unusable(f"weight type {label} is not known")
     return str(defaults["weights"][label])
 
 
-def _default(source: str, engine: str) -> Mapping[str, Any]:
+def _default(source: str, engine: str, model: str) -> Mapping[str, Any]:
     for entry in _defaults()["run"]:
-        if source.startswith(entry["source"]) and engine.startswith(entry["engine"]):
+        same = source.startswith(entry["source"]) and engine.startswith(entry["engine"])
+        if same and entry.get("model", "") in model:
             return dict(entry)
     raise Unusable(f"settings of {engine} in {source} are not known")
 

@@ -10,7 +10,7 @@ arrays, a page of token counts at a time, and rounded to picoseconds once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from froude.core.arrays import Array, Floats
 from froude.core.errors import InvalidValueError
 from froude.machines.cluster import Cluster, Group
 from froude.models.architecture import Architecture
-from froude.models.operator import Attention, Elementwise, Operator
+from froude.models.operator import Attention, Elementwise, GroupedMatmul, Matmul, Operator
 from froude.models.transformer import (
     embedding_operators,
     head_operators,
@@ -29,6 +29,7 @@ from froude.models.transformer import (
 from froude.serving.engine_spec import EngineSpec
 from froude.serving.iteration import IterationTime, Prompts
 from froude.serving.precision import find_precision
+from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, CostModel
 
 PS = 1e12
@@ -64,6 +65,7 @@ class ModelIterationTime(IterationTime):
             "expert_ffn": self.devices / expert_parallel,
             "expert_tokens": expert_parallel / data_parallel,  # every device meets the tokens of all groups
         }
+        self._starts = Starts.of(cluster, engine, blocks=self.precision.blocks)
         self._device_ps = round(self._attention_gap_s() * PS)
         self._step_ps = round(engine.step_s.value * PS)
         self._sequence_ps = round(engine.sequence_s.value * PS)
@@ -113,7 +115,7 @@ class ModelIterationTime(IterationTime):
         for layers, dense in self._kinds():
             operators = [op for op in self._layer(padded, 0.0, 0.0, dense) if not isinstance(op, Attention)]
             exchanged = self._exchanges(padded, dense)
-            device_s = self._price(operators) + self.cost.sequence(exchanged).seconds
+            device_s = self._price(operators) + self.cost.sequence(exchanged).seconds + self._starts.of_layer(operators)
             launched_s = self.cost.with_host(
                 device_s, self.cost.host_s([*(op.shard(self.ways) for op in operators), *exchanged])
             )
@@ -153,12 +155,16 @@ class ModelIterationTime(IterationTime):
         rows, keys = np.array([0.0, 1.0, 1.0]) * 64.0 + 1e-9, np.array([1.0, 1.0, 2.0]) * 64.0 * _LONG
         seconds = np.asarray(self._attention(rows, keys, keys))
         per_key = (seconds[2] - seconds[1]) / (64.0 * _LONG)
-        return round(float(per_key) * PS), max(0, round(float(seconds[1] - seconds[0]) / 64.0 * PS))
+        slower = self._starts.attention_slowdown
+        return round(float(per_key) * slower * PS), max(0, round(float(seconds[1] - seconds[0]) / 64.0 * PS))
 
     def _attention_gap_s(self) -> float:
-        """Starting attention once per layer; what it computes is priced apart."""
-        nothing = self._operators_attention(1e-9, 1e-9, 1e-9)
-        return float(np.asarray(self._price(nothing))) * self.arch.layers
+        """What attention takes before it computes anything, all layers; not below the gap between two kernels."""
+        return max(self._starts.attention_s, self._kernel_gap_s()) * self.arch.layers
+
+    def _kernel_gap_s(self) -> float:
+        """What the timing room charges for starting attention."""
+        return float(np.asarray(self._price(self._operators_attention(1e-9, 1e-9, 1e-9))))
 
     # -- prices ------------------------------------------------------------------------------------------------------
 
@@ -210,10 +216,48 @@ class ModelIterationTime(IterationTime):
         """Seconds of attention in all layers, without starting it."""
         layers = self.arch.layers
         seconds = np.asarray(self._price(self._operators_attention(tokens, pairs, context)), dtype=float)
-        return np.maximum(0.0, seconds * layers - self._attention_gap_s())
+        return np.maximum(0.0, (seconds - self._kernel_gap_s()) * layers)
 
     def _price(self, operators: Sequence[Operator]) -> Array:
         return self.cost.sequence([op.shard(self.ways) for op in operators]).seconds
+
+
+@dataclass(frozen=True)
+class Starts:
+    """What the short kernels of decoding take beside their arithmetic and traffic; nothing on measured machines.
+
+    Attributes:
+        attention_s, product_s, experts_s: of one kernel of each kind.
+        block_s: of a product with block-scaled weights, besides.
+        attention_slowdown: traffic of decode attention, relative to streaming.
+    """
+
+    attention_s: float = 0.0
+    product_s: float = 0.0
+    experts_s: float = 0.0
+    block_s: float = 0.0
+    attention_slowdown: float = 1.0
+
+    @classmethod
+    def of(cls, cluster: Cluster, engine: EngineSpec, *, blocks: bool) -> Starts:
+        """Those of the device's generation, and of the engine's kernels."""
+        device, constants = cluster.device, default_constants()
+        if device.measured:
+            return cls()
+        scaled = engine.block_product_s.get(constants.generation(device.name)) if blocks else None
+        return cls(
+            constants.of_generation("decode.attention_start_s", device.name),
+            constants.of_generation("decode.product_start_s", device.name),
+            constants["decode.experts_start_s"],
+            0.0 if scaled is None else scaled.value,
+            constants["memory.efficiency"] / constants.of_generation("decode.attention_efficiency", device.name),
+        )
+
+    def of_layer(self, operators: Sequence[Operator]) -> float:
+        """Of a layer's products; those of experts start together."""
+        plain = [op for op in operators if isinstance(op, Matmul) and not isinstance(op, GroupedMatmul)]
+        products = len(plain) * self.product_s + sum(op.weight_bytes is not None for op in plain) * self.block_s
+        return products + (self.experts_s if any(isinstance(op, GroupedMatmul) for op in operators) else 0.0)
 
 
 def _engine_kernel(op: Operator, kv_dtype: str) -> Operator:

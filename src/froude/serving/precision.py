@@ -28,6 +28,7 @@ class Precision(Spec):
         compute: element type of the arithmetic, where the device has it; 16 bits elsewhere.
         needs: element type that the device must have besides.
         only: "experts" when nothing but the experts is in the format.
+        blocks: scales belong to blocks of weights, so that activations are scaled on the way.
         latent: the attention of models with latent attention is in it too.
         source: where this is documented.
     """
@@ -38,6 +39,7 @@ class Precision(Spec):
     needs: str = ""
     only: str = ""
     latent: bool = True
+    blocks: bool = False
     source: str
 
     def arithmetic(self, device: Device) -> str:

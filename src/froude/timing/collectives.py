@@ -38,15 +38,16 @@ class Links:
     def of(cls, cluster: Cluster, constants: Constants, *, direct: bool = False) -> Links:
         """Links of a cluster; those measured on the very machine (gloo on a computer, say) where there are any.
 
-        Devices whose scale-up link is the PCIe slot itself exchange through host memory: every byte is written there
-        and read back. ``direct`` lets small all-reduces read the peers' memory, where links allow.
+        Devices whose scale-up link is the PCIe slot itself exchange through host memory, unless switches let them reach
+        each other: every byte is written there and read back. ``direct`` lets small all-reduces read the peers'
+        memory, where links allow.
         """
         device = cluster.device
         measured = device.measured.get("collective_bandwidth")
         if measured is not None:
             step_s = device.measured.get("collective_latency_s", 0.0)
             return cls(cluster.count, measured, measured, step_s, step_s, 0.0, 1.0, 1.0, device.memory_bandwidth)
-        through_host = 0.0 < cluster.scaleup_bandwidth <= device.host_bandwidth
+        through_host = not cluster.peer_to_peer and 0.0 < cluster.scaleup_bandwidth <= device.host_bandwidth
         reached = constants["link.through_host" if through_host else "link.scaleup_efficiency"]
         return cls(
             domain=cluster.scaleup_domain,
@@ -54,11 +55,13 @@ class Links:
             scaleout=cluster.scaleout_bandwidth * constants["link.scaleout_efficiency"],
             scaleup_hop_s=cluster.scaleup_latency_s,
             scaleout_hop_s=cluster.scaleout_latency_s,
-            launch_s=constants["collective.launch_s"],
+            launch_s=constants["collective.graph_launch_s" if direct else "collective.launch_s"],
             tree_efficiency=constants["link.tree_efficiency"],
             compute_share=constants["collective.compute_share"],
             memory=device.memory_bandwidth,
-            direct_s=constants["collective.direct_s"] if direct and not through_host else None,
+            direct_s=constants.of_generation("collective.direct_s", device.name)
+            if direct and not through_host
+            else None,
         )
 
 

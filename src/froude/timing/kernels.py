@@ -19,7 +19,7 @@ import numpy as np
 
 from froude.core.arrays import Array, Floats
 from froude.machines.device import Device
-from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Gather, Matmul, Operator
+from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Gather, GroupedMatmul, Matmul, Operator
 from froude.timing.constants import Constants
 from froude.timing.stack import Stack
 
@@ -125,11 +125,20 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     narrow = op.element_bytes < BYTES_PER_ELEMENT["bf16"]
     traffic = op.bytes_read + op.bytes_written
     kernels = 1.0
-    if narrow:  # inputs are cast on the way, results leave in 16 bits
-        cast = rates.constants["gemm.cast_bytes_per_element"] * op.m * op.k
-        traffic = traffic + op.batch * (cast + op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes))
-        kernels = 2.0
+    if narrow:  # results leave in 16 bits, inputs are cast on the way
+        traffic = traffic + op.batch * op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes)
+        if rates.stack.casts == "transposed":
+            traffic = traffic + op.batch * rates.constants["gemm.cast_bytes_per_element"] * op.m * op.k
+            kernels = 2.0
     return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels)
+
+
+@work.register
+def _grouped(op: GroupedMatmul, rates: Rates) -> Work:
+    """As plain products, at the rate that the engine's kernels for experts reach of theirs."""
+    plain = _matmul(op, rates)
+    reached = rates.constants.of_generation(f"gemm.grouped.{rates.stack.experts}", rates.device.name)
+    return Work(plain.compute_s / reached, plain.memory_s, plain.kernels)
 
 
 def gemm_compute_s(op: Matmul, rates: Rates) -> Array:

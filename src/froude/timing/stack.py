@@ -32,6 +32,9 @@ class Stack(Spec):
         pipeline_overlap: sends between stages alone, or posted ahead of need.
         all_reduce: by the library's rings and trees, or, small ones inside a scale-up domain, by kernels of the
             engine's own that read the peers' memory directly.
+        casts: of activations for 8-bit products, in passes that also transpose them for the backward pass, or by the
+            kernels that make the activations.
+        experts: whose kernels multiply the tokens of a mixture of experts.
         source: where this is documented.
     """
 
@@ -46,6 +49,8 @@ class Stack(Spec):
     accumulation: Literal["fused", "separate"] = "fused"
     gradients: Literal["fp32", "compute"] = "fp32"
     all_reduce: Literal["library", "direct"] = "library"
+    casts: Literal["transposed", "fused"] = "transposed"
+    experts: Literal["library", "tensorrt-llm", "vllm", "sglang"] = "library"
     source: str = ""
 
     def but(self, **mechanisms: str) -> Stack:

@@ -61,7 +61,7 @@ def largest_batch_eigenvalue(signal: float, noise_deviation: float, batch: float
     Above the edge of the noise's semicircle the signal is lifted by sigma^2 / signal; below it, only the edge is seen.
     """
     sigma = noise_deviation / batch**0.5
-    return signal + sigma**2 / signal if signal > sigma else 2.0 * sigma
+    return float(signal + sigma**2 / signal if signal > sigma else 2.0 * sigma)
 
 
 def largest_stable_rate(signal: float, noise_deviation: float, batch: float, *, adaptive: bool = False) -> float:

@@ -164,7 +164,7 @@ def fit(
     residuals = _residual(chosen, data, predicted)
     samples = _bootstrap(chosen, data, theta, bootstrap, rng, prior_mean, prior_weight) if bootstrap else theta[None, :]
     fitted = FittedLaw.from_samples(chosen, data, theta, samples, residuals)
-    warnings += _ill_determined(chosen, fitted) if bootstrap else []
+    warnings += _at_bounds(chosen, fitted) + (_ill_determined(chosen, fitted) if bootstrap else [])
     return Fit(
         fitted=fitted,
         objective=objective,
@@ -255,11 +255,12 @@ def _minimise(
         value, _ = loose.value_and_gradient(theta)
         theta = theta[np.argsort(value)[: max(POLISHED, len(theta) // 4)]]
         theta = gauss_newton(loose, theta, iterations=LAST_LAPS)
-    value, _ = exact.value_and_gradient(theta)
+        value, _ = exact.value_and_gradient(theta)
     if not np.isfinite(value).any():
         raise FroudeError(f"law: no start of {law.name!r} could be evaluated on this table; check its units")
     best = np.argsort(value)[:POLISHED]
-    polished, value = bfgs(exact, theta[best])
+    with np.errstate(all="ignore"):
+        polished, value = bfgs(exact, theta[best])
     winner = int(np.argmin(value))
     agreeing = int((value <= value[winner] * (1.0 + 1e-6) + 1e-12).sum())
     return polished[winner], float(value[winner]), agreeing
@@ -356,6 +357,15 @@ def _outliers(data: Mapping[str, Floats], residuals: Floats) -> tuple[dict[str, 
         for i in order
         if score[i] > OUTLIER_SIGMAS
     )
+
+
+def _at_bounds(law: Law, fitted: FittedLaw) -> list[str]:
+    values = fitted.values()
+    return [
+        f"{s.name} = {values[s.name]:.3g} is at the edge of the range it is sought in; the data do not settle its term"
+        for s in law.symbols
+        if s.scale == "bounded" and not 1.01 * s.low < values[s.name] < 0.99 * s.high
+    ]
 
 
 def _ill_determined(law: Law, fitted: FittedLaw) -> list[str]:

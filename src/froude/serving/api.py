@@ -5,7 +5,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ from froude.machines.cluster import Cluster, parse_cluster
 from froude.machines.device import Device
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
+from froude.serving.disaggregation import Transfer, parse_disaggregation, serve_disaggregated
 from froude.serving.engine_spec import KV_DTYPES, EngineSpec, find_engine
 from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool, size_pool
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
 from froude.serving.model_time import ModelIterationTime, check_parallel
-from froude.serving.outcome import Outcome
+from froude.serving.outcome import Outcome, Worker
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
 from froude.serving.precision import find_precision
 from froude.serving.router import ROUTERS
-from froude.serving.simulator import jump
-from froude.serving.stepping import step
+from froude.serving.simulator import jump, jump_fleet
+from froude.serving.stepping import step, step_fleet
 from froude.serving.technique import ServingContext, ServingTechnique
 from froude.serving.technique import techniques as TECHNIQUES
 from froude.timing.roofline import Roofline
@@ -47,6 +48,7 @@ class Deployment:
         time: of one iteration of one replica.
         pool: cache of one replica.
         prefix_cache: prompts stay in the pool and are found again.
+        disaggregate: replicas that only compute prompts, and replicas that only generate; None where all do both.
     """
 
     arch: Architecture
@@ -59,6 +61,7 @@ class Deployment:
     time: IterationTime
     pool: Pool
     prefix_cache: bool = False
+    disaggregate: tuple[int, int] | None = None
     data_parallel: int = 1
     expert_parallel: int = 1
 
@@ -156,6 +159,14 @@ class ServeResult:
             f"activations and {pool.reserve_bytes / 1e9:.1f} GB in reserve (estimated)",
             f"host work per iteration {d.engine.step_s.value * 1e3:g} ms and {d.engine.sequence_s.value * 1e6:g} us "
             f"per sequence ({d.engine.step_s.source}; estimated)",
+            *(
+                [
+                    f"{d.disaggregate[0]} replicas compute prompts, {d.disaggregate[1]} generate; prefill never waits "
+                    "for decode, links run at their catalogue bandwidth"
+                ]
+                if d.disaggregate
+                else []
+            ),
             "energy is the accelerators' alone: the power limit while busy, idle power otherwise",
             "every request generates exactly the tokens of the trace",
         ]
@@ -193,6 +204,7 @@ def build_deployment(
     precision: str | None = None,
     kv_dtype: str | None = None,
     replicas: int = 1,
+    disaggregate: str | None = None,
     router: str = "least-outstanding",
     chunk_tokens: int | None = None,
     max_seqs: int | None = None,
@@ -209,6 +221,12 @@ def build_deployment(
     machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
     spec = configured(find_engine(engine), machines.device, precision, kv_dtype)
     check_parallel(arch, tensor_parallel, data_parallel, expert_parallel)
+    split = None
+    if disaggregate is not None:
+        split = parse_disaggregation(disaggregate)
+        if replicas != 1:
+            raise InvalidValueError("replicas", replicas, f"cannot be combined with disaggregate {disaggregate}")
+        replicas = sum(split)
     if replicas < 1:
         raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
     each = tensor_parallel * data_parallel
@@ -258,6 +276,7 @@ def build_deployment(
         time,
         pool,
         prefix_cache,
+        split,
         data_parallel,
         expert_parallel,
     )
@@ -387,7 +406,9 @@ def run_deployment(
     }
     start = clock.perf_counter()
     pool = built.pool
-    if stepping:
+    if built.disaggregate is not None:
+        outcome = _disaggregated(built, sequences, built.disaggregate, units, stepping, record)
+    elif stepping:
         outcome = step(sequences, built.scheduler, built.time, pool.blocks, pool.block_tokens, **how)
     else:
         outcome = jump(sequences, built.scheduler, built.time, pool.blocks, pool.block_tokens, record=record, **how)
@@ -398,3 +419,37 @@ def run_deployment(
             "raise tp or gpu_memory_utilization"
         )
     return ServeResult(built, load, outcome, slo or {}, [s.arrival_ps for s in sequences], wall_s, stepping)
+
+
+def _disaggregated(
+    built: Deployment,
+    sequences: list[Sequence],
+    split: tuple[int, int],
+    units: int | None,
+    stepping: bool,
+    record: bool,
+) -> Outcome:
+    worker = Worker(built.scheduler, built.time, built.pool.blocks, built.pool.block_tokens)
+    return serve_disaggregated(
+        sequences,
+        [worker] * split[0],
+        [worker] * split[1],
+        kv_transfer(built),
+        (ROUTERS.create(built.router), ROUTERS.create("least-outstanding")),
+        step_fleet if stepping else partial(jump_fleet, record=record),
+        units,
+    )
+
+
+def kv_transfer(built: Deployment) -> Transfer:
+    """The link between workers of a deployment: every device sends its own part of the cache.
+
+    Inside a scale-up domain that is the scale-up link, else the network, at the bandwidth of the catalogue.
+    """
+    cluster = built.cluster
+    inside = built.devices <= cluster.scaleup_domain
+    bandwidth = cluster.scaleup_bandwidth if inside else cluster.scaleout_bandwidth
+    latency_s = cluster.scaleup_latency_s if inside else cluster.scaleout_latency_s
+    if not bandwidth > 0:
+        raise InvalidValueError("disaggregate", cluster.device.name, "has no link between devices in the catalogue")
+    return Transfer(round(latency_s * PS), round(built.pool.bytes_per_token / bandwidth * PS))

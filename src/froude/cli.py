@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from froude.commands import bench, check, compare, fit, measure, plan, run, show, simulate
+from froude.commands import bench, calibrate, check, compare, explain, fit, measure, plan, run, show, simulate
 
 app = typer.Typer(
     name="froude",
@@ -25,7 +25,7 @@ app = typer.Typer(
         "--global-batch-tokens 8388608`."
     ),
 )
-for module in (plan, simulate, run, fit, measure, check, compare, show, bench):
+for module in (plan, simulate, run, fit, measure, check, compare, explain, calibrate, show, bench):
     module.register(app)
 
 

@@ -26,7 +26,7 @@ from froude.serving.outcome import Outcome, Worker
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
 from froude.serving.precision import find_precision
 from froude.serving.router import ROUTERS
-from froude.serving.simulator import jump, jump_fleet
+from froude.serving.simulator import jump, jump_fleet, uncollected
 from froude.serving.stepping import step, step_fleet
 from froude.serving.technique import ServingContext, ServingTechnique
 from froude.serving.technique import techniques as TECHNIQUES
@@ -331,8 +331,11 @@ def make_load(
 def sequences_of(trace: Trace) -> list[Sequence]:
     """The trace's requests as an engine takes them; arrivals become integer picoseconds here, once."""
     arrivals = np.rint(trace.arrival_s * PS).astype(np.int64).tolist()
-    columns = zip(arrivals, trace.input_tokens.tolist(), trace.output_tokens.tolist(), strict=True)
-    sequences = [Sequence(i, arrival, prompt, output) for i, (arrival, prompt, output) in enumerate(columns)]
+    one: dict[int, int] = {}  # equal lengths are one object: a long trace has many requests and few lengths
+    lengths = [[one.setdefault(n, n) for n in column.tolist()] for column in (trace.input_tokens, trace.output_tokens)]
+    columns = zip(arrivals, *lengths, strict=True)
+    with uncollected():
+        sequences = [Sequence(i, arrival, prompt, output) for i, (arrival, prompt, output) in enumerate(columns)]
     if trace.prefix_ids is not None:
         for sequence, ids in zip(sequences, trace.prefix_ids, strict=True):
             sequence.prefix = ids if len(set(ids)) == len(ids) else tuple(dict.fromkeys(ids))

@@ -115,9 +115,11 @@ class Jumper(View):
                 sequence.blocks = blocks
 
     def _admit(self, sequence: Sequence) -> None:
-        self._drop_dead_tail()
-        self.place[sequence.id] = len(self.admissions)
-        self.admissions.append(sequence)
+        admissions, place = self.admissions, self.place
+        while admissions and place[admissions[-1].id] != len(admissions) - 1:  # dead
+            admissions.pop()
+        place[sequence.id] = len(admissions)
+        admissions.append(sequence)
         self.prefilling.append(sequence)
 
     def _start_decoding(self, sequence: Sequence) -> None:
@@ -128,7 +130,10 @@ class Jumper(View):
         self.decoding += 1
         self.context_tokens += computed
         if sequence.blocks * size < computed + size:  # no block set aside
-            self._grow(computed, 1)
+            residue = (computed - self.counter) % size  # `_grow` in line
+            self.growing[residue] += 1
+            self.growing[residue + size] += 1
+            self.growers += 1
         elif sequence.blocks * size >= sequence.prompt_tokens + sequence.output_tokens - 1:
             self.fixed.add(sequence.id)
         else:
@@ -175,8 +180,14 @@ class Jumper(View):
             rounds, rest = divmod(iterations, self.block_tokens)
             start = (1 - self.counter - rest) % self.block_tokens
             blocks = self.growers * rounds + sum(self.growing[start : start + rest])
-        for sequence, tokens in prefill:
-            blocks += self.blocks_needed(sequence, tokens * iterations)
+        if self.reserves:
+            for sequence, tokens in prefill:
+                blocks += self.blocks_needed(sequence, tokens * iterations)
+            return blocks
+        for sequence, tokens in prefill:  # the same in line
+            more = -(-(sequence.computed_tokens + tokens * iterations) // self.block_tokens) - sequence.blocks
+            if more > 0:
+                blocks += more
         return blocks
 
     def _affordable(self, iterations: int, prefill: Prefill, rows: int, blocks: int) -> int:
@@ -200,6 +211,24 @@ class Jumper(View):
         self.outstanding += 1
         self.outstanding_tokens += sequence.prompt_tokens
 
+    def _finish_decoding(self, sequence: Sequence, now: int) -> None:
+        """The last token of a decoding sequence is out: `_stop_decoding` and `_complete` in one."""
+        size, computed = self.block_tokens, sequence.prompt_tokens + sequence.output_tokens - 1
+        self.finish_at[sequence.id] = 0
+        self.decoding -= 1
+        self.context_tokens -= computed
+        if self.fixed and sequence.id in self.fixed:
+            self.fixed.remove(sequence.id)
+        else:
+            residue = (computed - self.counter) % size
+            self.growing[residue] -= 1
+            self.growing[residue + size] -= 1
+            self.growers -= 1
+        blocks = -(-computed // size)
+        if blocks > sequence.blocks:
+            sequence.blocks = blocks
+        self._complete(sequence, now)
+
     def _complete(self, sequence: Sequence, now: int) -> None:
         self._release(sequence)
         self.outcome.finish_ps[sequence.id] = now
@@ -222,7 +251,7 @@ class Jumper(View):
         schedule, segment = self.scheduler.schedule, self.time.segment
         size, growing, completions, finish_at = self.block_tokens, self.growing, self.completions, self.finish_at
         trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
-        cache = self.cache
+        cache, reserves = self.cache, self.reserves
         now = iterations = busy = 0
         change = change_ps(self.controller, -1, NO_TIME)
         next_arrival = self._next_arrival()
@@ -291,7 +320,7 @@ class Jumper(View):
                     if steps < count:
                         count = steps
                 for sequence, tokens in prefill:
-                    steps = sequence.remaining_tokens // tokens
+                    steps = (sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens) // tokens
                     if steps < count:
                         count = steps
                 if cut != NO_TIME and count > 1:
@@ -311,12 +340,14 @@ class Jumper(View):
                     blocks = self._blocks_for(count, prefill, rows)
                 asked = False
                 if cache is not None and blocks > cache.empty:
+                    planned = count
                     if decision.on_eviction and queue:
                         count = min(count, self._affordable(count, prefill, rows, cache.empty) + 1)
                         left = count  # the first eviction ends it
                     if any(cache.idles(s, tokens * count) for s, tokens in prefill):
                         count = 1  # whether a unit is evicted before it is computed again depends on the iteration
-                    blocks = self._blocks_for(count, prefill, rows)
+                    if count != planned:
+                        blocks = self._blocks_for(count, prefill, rows)
                 took = first * count + slope * (count * (count - 1) // 2)
                 while now + took > self.horizon:
                     yield now + took
@@ -346,11 +377,17 @@ class Jumper(View):
                     self.counter += count
                     self.context_tokens += rows * count
                 for sequence, tokens in prefill:
-                    sequence.blocks += self.blocks_needed(sequence, tokens * count)
-                    sequence.computed_tokens += tokens * count
+                    computed = sequence.computed_tokens + tokens * count
+                    if reserves:
+                        sequence.blocks += self.blocks_needed(sequence, tokens * count)
+                    else:
+                        held = -(-computed // size)
+                        if held > sequence.blocks:
+                            sequence.blocks = held
+                    sequence.computed_tokens = computed
                     if cache is not None:
-                        cache.computed(sequence, sequence.computed_tokens - tokens * count)
-                    remaining = sequence.remaining_tokens
+                        cache.computed(sequence, computed - tokens * count)
+                    remaining = sequence.prompt_tokens + sequence.generated_tokens - computed
                     if remaining >= tokens:
                         continue
                     lapsed = True
@@ -370,8 +407,7 @@ class Jumper(View):
                         sequence = trace[heappop(completions) & _ID_MASK]
                         if finish_at[sequence.id] == counter:
                             finished = True
-                            self._stop_decoding(sequence)
-                            self._complete(sequence, now)
+                            self._finish_decoding(sequence, now)
                 if finished:
                     if next_arrival == NO_TIME:
                         next_arrival = self._next_arrival()

@@ -38,7 +38,7 @@ class Latencies:
         """Differences are taken as integers, then rounded once."""
         finish = np.array(outcome.finish_ps, dtype=np.int64)
         request = np.flatnonzero(finish != NEVER)
-        arrival = np.array([arrival_ps[i] for i in request], dtype=np.int64)
+        arrival = np.array(arrival_ps, dtype=np.int64)[request]
         first, finish = np.array(outcome.first_ps, dtype=np.int64)[request], finish[request]
         later = trace.output_tokens[request] - 1
         with np.errstate(divide="ignore", invalid="ignore"):

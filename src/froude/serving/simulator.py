@@ -6,7 +6,8 @@ The same decisions and times as `froude.serving.stepping`, to the bit; `froude.s
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 
 from froude.serving.iteration import IterationTime, PaceController
@@ -77,9 +78,7 @@ def jump_fleet(
         known = arrivals if len(workers) == 1 else []
         controller = controllers[index] if controllers else None
         engines.append(Jumper(trace, outcome, worker, known, shared, index, cache, controller))
-    collecting = gc.isenabled()
-    gc.disable()  # nothing made here is cyclic, and the collector would walk every request again and again
-    try:
+    with uncollected():
         if len(engines) == 1:
             engines[0].released = len(trace) if concurrency is None else concurrency
             for _ in engines[0].play(record):
@@ -88,14 +87,23 @@ def jump_fleet(
             if router is None:
                 raise LookupError("several replicas need a router")
             route_all(arrivals, engines, router, record)
-    finally:
-        if collecting:
-            gc.enable()
     count_hits(outcome, caches)
     outcome.iterations = sum(e.iterations for e in engines)
     outcome.busy_ps = sum(e.busy_ps for e in engines)
     outcome.peak_blocks = max(e.total_blocks - e.least_free for e in engines)
     return outcome
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the cyclic collector: nothing made inside is cyclic, and it would walk every request again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def route_all(arrivals: list[Sequence], engines: list[Jumper], router: Router, record: bool = False) -> None:

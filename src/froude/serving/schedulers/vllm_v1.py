@@ -48,7 +48,9 @@ class VllmV1(Scheduler):
         blocked = False  # for want of cache
         while budget > 0 and room > 0 and waiting:
             sequence = waiting.peek()
-            tokens = min(sequence.remaining_tokens, budget)
+            tokens = sequence.remaining_tokens
+            if tokens > budget:
+                tokens = budget
             blocks = view.blocks_needed(sequence, tokens)
             if blocks > free:
                 blocked = True

@@ -43,7 +43,7 @@ METRICS = {
 ROUNDS = 5
 """Requests each client of a closed loop sends: the first wave starts together, the later ones are spread out."""
 BLOCK_TOKENS = 16
-MOST_REQUESTS = 3000
+MOST_REQUESTS = 4000
 RATE_REQUESTS = 600
 
 Progress = Callable[[str, float], None]
@@ -157,7 +157,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         raise Unusable("lengths are not stated")
     arch = resolve(str(cells["model"]))
     device = find_device(str(cells["device"])).name
-    default = _default(str(cells["source"]), str(cells["engine"]), str(cells["model"]))
+    default = _default(str(cells["source"]), str(cells["engine"]), str(cells["model"]), device)
     tensor, data, expert = _layout(cells, notes, arch, default)
     limits = dict(re.findall(r"max_num_(seqs|batched_tokens)=(\d+)", notes))
     return Run(
@@ -330,10 +330,10 @@ def _precision(cells: Mapping[str, Any], model: str) -> str:
     return str(defaults["weights"][label])
 
 
-def _default(source: str, engine: str, model: str) -> Mapping[str, Any]:
+def _default(source: str, engine: str, model: str, device: str) -> Mapping[str, Any]:
     for entry in _defaults()["run"]:
         same = source.startswith(entry["source"]) and engine.startswith(entry["engine"])
-        if same and entry.get("model", "") in model:
+        if same and entry.get("model", "") in model and entry.get("device", "") in device:
             return dict(entry)
     raise Unusable(f"settings of {engine} in {source} are not known")
 

@@ -63,7 +63,8 @@ class ModelIterationTime(IterationTime):
             "vocab": tensor_parallel,
             "expert": expert_parallel,
             "expert_ffn": self.devices / expert_parallel,
-            "expert_tokens": expert_parallel / data_parallel,  # every device meets the tokens of all groups
+            # Every device meets the tokens of all groups, and all wait for the busiest.
+            "expert_tokens": expert_parallel / data_parallel / _imbalance(expert_parallel),
         }
         self._starts = Starts.of(cluster, engine, blocks=self.precision.blocks)
         self._device_ps = round(self._attention_gap_s() * PS)
@@ -117,7 +118,8 @@ class ModelIterationTime(IterationTime):
             exchanged = self._exchanges(padded, dense)
             device_s = self._price(operators) + self.cost.sequence(exchanged).seconds + self._starts.of_layer(operators)
             launched_s = self.cost.with_host(
-                device_s, self.cost.host_s([*(op.shard(self.ways) for op in operators), *exchanged])
+                device_s,
+                self.cost.host_s([*(op.shard(self.ways) for op in operators), *exchanged]),
             )
             total = total + layers * np.where(host_free, device_s, launched_s)
         norm = head_operators(self.arch, tokens=padded, positions=1)[:1]
@@ -258,6 +260,11 @@ class Starts:
         plain = [op for op in operators if isinstance(op, Matmul) and not isinstance(op, GroupedMatmul)]
         products = len(plain) * self.product_s + sum(op.weight_bytes is not None for op in plain) * self.block_s
         return products + (self.experts_s if any(isinstance(op, GroupedMatmul) for op in operators) else 0.0)
+
+
+def _imbalance(expert_parallel: int) -> float:
+    """Tokens of the busiest device over the mean."""
+    return 1.0 + default_constants()["experts.imbalance_per_doubling"] * float(np.log2(expert_parallel))
 
 
 def _engine_kernel(op: Operator, kv_dtype: str) -> Operator:

@@ -61,7 +61,8 @@ class Rates:
                 return measured
             ratio = device.peak_flops.get(dtype, 0.0) / device.peak_flops.get("fp32", np.inf)
             return device.measured["gemm_flops"] * (ratio or 1.0)
-        return self._burst(dtype) * self.constants.of_generation("clock", device.name)
+        clock = "clock" if self.stack.load == "sustained" else "mixed_clock"
+        return self._burst(dtype) * self.constants.of_generation(clock, device.name)
 
     def _burst(self, dtype: str) -> float:
         """What isolated large products reach: measured, or inferred from the dtype that was measured."""
@@ -127,8 +128,13 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     kernels = 1.0
     if narrow:  # results leave in 16 bits, inputs are cast on the way
         traffic = traffic + op.batch * op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes)
-        if rates.stack.casts == "transposed":
-            traffic = traffic + op.batch * rates.constants["gemm.cast_bytes_per_element"] * op.m * op.k
+        if rates.stack.casts != "fused":
+            cast = (
+                "gemm.cast_bytes_per_element"
+                if rates.stack.casts == "transposed"
+                else "gemm.quantise_bytes_per_element"
+            )
+            traffic = traffic + op.batch * rates.constants[cast] * op.m * op.k
             kernels = 2.0
     return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels)
 

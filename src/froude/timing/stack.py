@@ -32,9 +32,10 @@ class Stack(Spec):
         pipeline_overlap: sends between stages alone, or posted ahead of need.
         all_reduce: by the library's rings and trees, or, small ones inside a scale-up domain, by kernels of the
             engine's own that read the peers' memory directly.
-        casts: of activations for 8-bit products, in passes that also transpose them for the backward pass, or by the
-            kernels that make the activations.
+        casts: of activations for 8-bit and 4-bit products: in passes that also transpose them for the backward pass,
+            in passes of their own, or by the kernels that make the activations.
         experts: whose kernels multiply the tokens of a mixture of experts.
+        load: long jobs of nothing but large products, whose power lowers the clock, or products between other work.
         source: where this is documented.
     """
 
@@ -49,8 +50,9 @@ class Stack(Spec):
     accumulation: Literal["fused", "separate"] = "fused"
     gradients: Literal["fp32", "compute"] = "fp32"
     all_reduce: Literal["library", "direct"] = "library"
-    casts: Literal["transposed", "fused"] = "transposed"
+    casts: Literal["transposed", "separate", "fused"] = "transposed"
     experts: Literal["library", "tensorrt-llm", "vllm", "sglang"] = "library"
+    load: Literal["sustained", "mixed"] = "sustained"
     source: str = ""
 
     def but(self, **mechanisms: str) -> Stack:

@@ -1,0 +1,166 @@
+"""Measured serving runs: rows become runs, runs become predictions, predictions are scored cell by cell."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from froude.cli import main
+from froude.core.errors import FroudeError
+from froude.machines.cluster import parse_cluster
+from froude.models.catalogue import resolve
+from froude.models.operator import GroupedMatmul, Matmul
+from froude.models.transformer import ragged_layer_operators
+from froude.serving.api import build_deployment
+from froude.serving.measured import COLUMNS, Unusable, check_serve, predict, run_of
+from froude.serving.precision import find_precision
+from froude.serving.scores import Scored, ServeCheck
+from froude.timing.collectives import Links, collective_cost
+from froude.timing.constants import default_constants
+from froude.timing.cost import Collective, Group
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the public measurements are not here")
+ROW = {
+    "id": "1",
+    "source": "InferenceMAX/InferenceX",
+    "engine": "vllm",
+    "model": "meta-llama/Llama-3.1-70B",
+    "weight_dtype": "fp8",
+    "kv_dtype": None,
+    "n_gpus": 4,
+    "tp": "4",
+    "pp": "1",
+    "dp": "1",
+    "ep": "1",
+    "isl": 1024.0,
+    "osl": 64.0,
+    "concurrency_or_rate": "c=8",
+    "metric": "tpot_ms",
+    "value": 8.0,
+    "notes": "agg bs=8 moe_tp=4; gemm=fp8 moe=fp8",
+    "device": "b200-sxm",
+}
+
+
+def write(path: Path, *rows: dict[str, object]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_row_becomes_a_run() -> None:
+    run = run_of(ROW)
+    assert (run.precision, run.tensor_parallel, run.load) == ("fp8", 4, ("closed", 8.0))
+    assert run.spread == 0.8
+    experts = ROW | {"model": "deepseek-ai/DeepSeek-R1", "engine": "trtllm", "tp": "1", "dp": "8", "ep": "8"}
+    run = run_of(experts | {"notes": "agg bs=8 moe_tp=1", "concurrency_or_rate": "c=64"})
+    assert (run.data_parallel, run.expert_parallel, run.devices, run.load) == (8, 8, 8, ("closed", 64.0))
+    assert run.precision == "fp8-block"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"notes": "agg; upstream flag wip=True"}, "work in progress"),
+        ({"tp": "P4/D8"}, "disaggregated"),
+        ({"pp": "2"}, "pipeline"),
+        ({"metric": "e2e_ms"}, "not compared"),
+        ({"source": "somewhere"}, "not known"),
+        ({"weight_dtype": "fp5"}, "fp5"),
+        ({"concurrency_or_rate": "a trace"}, "load"),
+    ],
+)
+def test_rows_that_cannot_be_evaluated_say_why(change: dict[str, str], reason: str) -> None:
+    with pytest.raises(Unusable, match=reason):
+        run_of(ROW | change)
+
+
+def test_more_clients_make_tokens_slower_and_output_faster() -> None:
+    few, many = predict(run_of(ROW)), predict(run_of(ROW | {"concurrency_or_rate": "c=64", "notes": ""}))
+    assert many.tpot_ms > few.tpot_ms
+    assert many.output_tokens_per_s > few.output_tokens_per_s
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ttft = ROW | {"id": "2", "metric": "ttft_ms", "value": 100.0}
+    path = write(tmp_path / "rows.csv", ROW, ttft, ROW | {"id": "3", "tp": "P1/D1"})
+    monkeypatch.setattr("sys.argv", ["froude", "check", "serve", str(path), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["evaluated"]) == (3, 2)
+    assert found["skipped"] == [{"id": "3", "reason": "disaggregated prefill and decoding"}]
+    assert set(found["by_metric"]) == {"tpot_ms", "ttft_ms"}
+    assert set(found["by_metric"]["tpot_ms"]) == {"n", "median_ape", "p90_ape", "bias"}
+    assert list(found["by_cell"]) == ["meta-llama/Llama-3.1-70B|b200-sxm|vllm"]
+    with pytest.raises(FroudeError, match="no such file"):
+        check_serve(tmp_path / "nothing.csv")
+
+
+def test_cells_count_alike() -> None:
+    big = [Scored(str(i), "a", "tpot_ms", 1.1, 1.0) for i in range(9)]
+    check = ServeCheck(10, (*big, Scored("x", "b", "tpot_ms", 1.5, 1.0)), ())
+    assert check.by_metric()["tpot_ms"].median_ape == pytest.approx(0.3)
+
+
+def test_weights_take_the_bytes_of_their_format() -> None:
+    arch, device = resolve("llama-3.1-8b"), parse_cluster("h100-sxm:1").device
+    layer = ragged_layer_operators(arch, tokens=8.0, pairs=0.0, context=0.0)
+    plain = {op.name: op for op in layer}
+    packed = {op.name: op for op in find_precision("w4a16").rewrite(layer, arch, device)}
+    assert packed["mlp-up"].dtype == "bf16"
+    assert packed["mlp-up"].bytes_read < 0.28 * plain["mlp-up"].bytes_read
+    assert packed["mlp-norm"] == plain["mlp-norm"]
+    moe = ragged_layer_operators(resolve("gpt-oss-20b"), tokens=8.0, pairs=0.0, context=0.0)
+    quantised = find_precision("mxfp4").rewrite(moe, resolve("gpt-oss-20b"), device)
+    narrow = {type(op) for op in quantised if isinstance(op, Matmul) and op.weight_bytes is not None}
+    assert narrow == {GroupedMatmul}
+
+
+def test_narrow_weights_leave_more_room_for_the_cache() -> None:
+    def tokens(**how: str) -> int:
+        return build_deployment("llama-3.1-8b", "h100-sxm:1", **how).pool.tokens
+
+    assert tokens(precision="fp8") > tokens()
+    assert tokens(kv_dtype="fp8") == pytest.approx(2 * tokens(), rel=0.01)
+
+
+def test_experts_spread_over_devices_cost_each_less_weight() -> None:
+    one = build_deployment("Qwen/Qwen3-30B-A3B", "h200-sxm:8", data_parallel=1)
+    eight = build_deployment("Qwen/Qwen3-30B-A3B", "h200-sxm:8", data_parallel=8, expert_parallel=8)
+    assert eight.pool.weights_bytes < 0.25 * one.pool.weights_bytes
+    assert eight.time.segment(512, 512 * 1000, ())[0] < one.time.segment(512, 512 * 1000, ())[0]
+    with pytest.raises(FroudeError, match="ep: 3"):
+        build_deployment("Qwen/Qwen3-30B-A3B", "h200-sxm:8", data_parallel=8, expert_parallel=3)
+
+
+def test_without_switches_pcie_devices_talk_through_host_memory() -> None:
+    work = Collective(kind="all-reduce", bytes=1e8, group=Group(2), name="sum")
+    constants = default_constants()
+    through, switched = (
+        collective_cost(work, Links.of(cluster, constants)).seconds
+        for cluster in (
+            parse_cluster("rtx-pro-6000:2"),
+            parse_cluster("rtx-pro-6000:2").model_copy(update={"peer_to_peer": True}),
+        )
+    )
+    assert 1e8 / float(through) == pytest.approx(16e9, rel=0.03)
+    assert float(switched) < 0.5 * float(through)
+
+
+@needs_data
+def test_a_sample_of_real_runs(tmp_path: Path) -> None:
+    """Far from exact; a broken unit, layout or load would show."""
+    with (DATA / "serve_measured.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["source"].startswith("InferenceMAX")]
+    chosen = [row for row in rows if row["metric"] == "tpot_ms" and row["concurrency_or_rate"] in ("c=16", "c=32")]
+    check = check_serve(write(tmp_path / "rows.csv", *({c: row[c] for c in COLUMNS} for row in chosen[::12])))
+    assert len(check.scored) > 5
+    assert check.by_metric()["tpot_ms"].median_ape < 0.35

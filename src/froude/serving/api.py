@@ -16,6 +16,7 @@ from froude.machines.cluster import Cluster, parse_cluster
 from froude.machines.device import Device
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
+from froude.serving.autoscaling import Autoscaling, ScalingRouter
 from froude.serving.disaggregation import Transfer, parse_disaggregation, serve_disaggregated
 from froude.serving.engine_spec import KV_DTYPES, EngineSpec, find_engine
 from froude.serving.iteration import IterationTime
@@ -25,7 +26,7 @@ from froude.serving.model_time import ModelIterationTime, check_parallel
 from froude.serving.outcome import Outcome, Worker
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
 from froude.serving.precision import find_precision
-from froude.serving.router import ROUTERS
+from froude.serving.router import ROUTERS, Router
 from froude.serving.simulator import jump, jump_fleet, uncollected
 from froude.serving.stepping import step, step_fleet
 from froude.serving.technique import ServingContext, ServingTechnique
@@ -48,6 +49,7 @@ class Deployment:
         time: of one iteration of one replica.
         pool: cache of one replica.
         prefix_cache: prompts stay in the pool and are found again.
+        autoscale: replicas come and go; ``replicas`` is the most there can be.
         disaggregate: replicas that only compute prompts, and replicas that only generate; None where all do both.
     """
 
@@ -62,6 +64,7 @@ class Deployment:
     pool: Pool
     prefix_cache: bool = False
     disaggregate: tuple[int, int] | None = None
+    autoscale: Autoscaling | None = None
     data_parallel: int = 1
     expert_parallel: int = 1
 
@@ -102,16 +105,22 @@ class ServeResult:
         return self.outcome.peak_blocks / self.deployment.pool.blocks
 
     @property
+    def paid_s(self) -> float:
+        """Time that replicas are paid for, all together."""
+        return self.outcome.replica_ps / PS or self.deployment.replicas * self.duration_s
+
+    @property
     def usd_per_hour(self) -> float | None:
-        """Price of the devices in use."""
+        """Price of the devices in use, on average."""
         price = self.deployment.cluster.usd_per_device_hour
-        return None if price is None else price * self.deployment.devices
+        each = self.deployment.devices / self.deployment.replicas
+        return None if price is None else price * each * self.paid_s / self.duration_s
 
     @property
     def joules(self) -> float | None:
         """Energy of the devices in use."""
         busy_s = self.outcome.busy_ps / PS
-        return self.deployment.time.joules(busy_s, self.deployment.replicas * self.duration_s - busy_s)
+        return self.deployment.time.joules(busy_s, self.paid_s - busy_s)
 
     def json(self) -> dict[str, Any]:
         """The command's contract."""
@@ -138,7 +147,8 @@ class ServeResult:
             "prefix_hit_rate": self.outcome.hit_tokens / max(1, self.outcome.asked_tokens),
             "peak_kv_utilisation": self.peak_kv_utilisation,
             "kv_cache_tokens": self.deployment.pool.tokens,
-            "busy_fraction": self.outcome.busy_ps / PS / (duration_s * self.deployment.replicas),
+            "busy_fraction": self.outcome.busy_ps / PS / self.paid_s,
+            "mean_replicas": self.paid_s / duration_s,
             "iterations": self.outcome.iterations,
             "usd_per_million_output_tokens": None if usd is None else usd * duration_s / 3600.0 / outputs * 1e6,
             "joules_per_output_token": None if joules is None else joules / outputs,
@@ -159,6 +169,14 @@ class ServeResult:
             f"activations and {pool.reserve_bytes / 1e9:.1f} GB in reserve (estimated)",
             f"host work per iteration {d.engine.step_s.value * 1e3:g} ms and {d.engine.sequence_s.value * 1e6:g} us "
             f"per sequence ({d.engine.step_s.source}; estimated)",
+            *(
+                [
+                    f"replicas from {d.autoscale.least} to {d.autoscale.most} as {d.autoscale.scaler} says, "
+                    f"ready {d.autoscale.start_s:g} s after they are asked for, and paid for from then"
+                ]
+                if d.autoscale
+                else []
+            ),
             *(
                 [
                     f"{d.disaggregate[0]} replicas compute prompts, {d.disaggregate[1]} generate; prefill never waits "
@@ -205,6 +223,7 @@ def build_deployment(
     kv_dtype: str | None = None,
     replicas: int = 1,
     disaggregate: str | None = None,
+    autoscale: str | None = None,
     router: str = "least-outstanding",
     chunk_tokens: int | None = None,
     max_seqs: int | None = None,
@@ -227,6 +246,12 @@ def build_deployment(
         if replicas != 1:
             raise InvalidValueError("replicas", replicas, f"cannot be combined with disaggregate {disaggregate}")
         replicas = sum(split)
+    scaling = None
+    if autoscale is not None:
+        scaling = Autoscaling.parse(autoscale)
+        if replicas != 1:
+            raise InvalidValueError("autoscale", autoscale, "cannot be combined with replicas or disaggregate")
+        replicas = scaling.most
     if replicas < 1:
         raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
     each = tensor_parallel * data_parallel
@@ -277,6 +302,7 @@ def build_deployment(
         pool,
         prefix_cache,
         split,
+        scaling,
         data_parallel,
         expert_parallel,
     )
@@ -399,7 +425,9 @@ def run_deployment(
     if concurrency is not None and built.replicas > 1:
         raise InvalidValueError("concurrency", concurrency, "works with one replica; give a rate for several")
     sequences = sequences_of(load)
-    router = ROUTERS.create(built.router) if built.replicas > 1 else None
+    router: Router | ScalingRouter | None = ROUTERS.create(built.router) if built.replicas > 1 else None
+    if built.autoscale is not None:
+        router = ScalingRouter(built.autoscale, ROUTERS.create(built.router))
     units = load.prefix_block_tokens if built.prefix_cache and load.prefix_ids is not None else None
     how: dict[str, Any] = {
         "replicas": built.replicas,

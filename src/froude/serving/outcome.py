@@ -43,6 +43,7 @@ class Outcome:
         iterations, busy_ps: iterations run, and the time they took.
         peak_blocks: most cache blocks held at once.
         hit_tokens, asked_tokens: prompt tokens found in the prefix cache, and prompt tokens of all admissions.
+        replica_ps: time paid for, over all replicas, where they come and go.
         segments: what was run when, if recorded.
     """
 
@@ -56,6 +57,7 @@ class Outcome:
     peak_blocks: int = 0
     hit_tokens: int = 0
     asked_tokens: int = 0
+    replica_ps: int = 0
     segments: list[Segment] = field(default_factory=list)
 
     def __post_init__(self) -> None:

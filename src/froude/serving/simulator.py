@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
 
+from froude.serving.autoscaling import ScalingRouter
 from froude.serving.iteration import IterationTime, PaceController
 from froude.serving.jumper import Jumper
 from froude.serving.outcome import NO_TIME, Outcome, Worker, admissible
@@ -61,7 +62,7 @@ def jump_fleet(
     sequences: Iterable[Sequence],
     workers: list[Worker],
     *,
-    router: Router | None = None,
+    router: Router | ScalingRouter | None = None,
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
@@ -87,6 +88,8 @@ def jump_fleet(
             if router is None:
                 raise LookupError("several replicas need a router")
             route_all(arrivals, engines, router, record)
+    if isinstance(router, ScalingRouter):
+        outcome.replica_ps = router.replica_ps(max(outcome.finish_ps))
     count_hits(outcome, caches)
     outcome.iterations = sum(e.iterations for e in engines)
     outcome.busy_ps = sum(e.busy_ps for e in engines)
@@ -106,7 +109,9 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def route_all(arrivals: list[Sequence], engines: list[Jumper], router: Router, record: bool = False) -> None:
+def route_all(
+    arrivals: list[Sequence], engines: list[Jumper], router: Router | ScalingRouter, record: bool = False
+) -> None:
     """Hand each request, as it arrives, to the engine that the router names, and play all engines to their end.
 
     An engine is touched only when its plan ends before the present, or when a request is handed to it.
@@ -122,10 +127,7 @@ def route_all(arrivals: list[Sequence], engines: list[Jumper], router: Router, r
             current[index] = end
             heappush(ends, (end, index))
 
-    for index in range(len(engines)):
-        resume(index, 0)
-    for sequence in arrivals:
-        now = sequence.arrival_ps
+    def catch_up(now: int) -> None:
         due = []
         while ends and ends[0][0] <= now:
             end, index = heappop(ends)
@@ -133,6 +135,16 @@ def route_all(arrivals: list[Sequence], engines: list[Jumper], router: Router, r
                 due.append(index)
         for index in due:
             resume(index, now)
+
+    for index in range(len(engines)):
+        resume(index, 0)
+    scaling = router if isinstance(router, ScalingRouter) else None
+    for sequence in arrivals:
+        now = sequence.arrival_ps
+        while scaling is not None and scaling.next_ps <= now:
+            catch_up(scaling.next_ps)
+            scaling.act(scaling.next_ps, engines)
+        catch_up(now)
         chosen = router.route(sequence, engines)
         engines[chosen].submit(sequence)
         resume(chosen, now)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from froude.core.errors import FroudeError
+from froude.serving.autoscaling import ScalingRouter
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
@@ -221,7 +222,7 @@ def step_fleet(
     sequences: Iterable[Sequence],
     workers: list[Worker],
     *,
-    router: Router | None = None,
+    router: Router | ScalingRouter | None = None,
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
@@ -239,9 +240,12 @@ def step_fleet(
         engine.control(controller)
     released = len(arrivals) if concurrency is None else concurrency
     arrived = 0
+    scaling = router if isinstance(router, ScalingRouter) else None
     while True:
         # Iterations that end now come first, then requests that arrive now, then decisions.
         times = [e.ends_ps for e in engines if e.iteration] + [s.arrival_ps for s in arrivals[arrived : arrived + 1]]
+        if scaling is not None and arrived < len(arrivals):
+            times.append(scaling.next_ps)
         now = min(times, default=NO_TIME)
         if now == NO_TIME:
             break
@@ -251,6 +255,8 @@ def step_fleet(
                     if released < len(arrivals):
                         arrivals[released].arrival_ps = now
                         released += 1
+        while scaling is not None and arrived < len(arrivals) and scaling.next_ps <= now:
+            scaling.act(now, engines)
         while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
             chosen = engines[router.route(arrivals[arrived], engines) if router else 0]
             chosen.outstanding += 1
@@ -265,6 +271,8 @@ def step_fleet(
             waiting = len(engine.stepper.waiting)
             name = engine.stepper.scheduler.name
             raise FroudeError(f"scheduler {name}: left {waiting} sequences waiting on an idle engine")
+    if scaling is not None:
+        outcome.replica_ps = scaling.replica_ps(max(outcome.finish_ps))
     count_hits(outcome, caches)
     return outcome
 

@@ -31,6 +31,8 @@ FARTHEST = 4.0
 """Prior standard deviations that a constant may move."""
 PROBE = 0.25
 """Displacement for differences, in prior standard deviations."""
+SMALL = 0.02
+"""A step by less, in prior standard deviations, ends the fit."""
 LEAST_EFFECT = 1e-3
 """A constant that moves no run by more per standard deviation is left alone."""
 MOST_RUNS = 40
@@ -55,6 +57,10 @@ class Parameter:
     spread: float
     most: float = math.inf
     profile: bool = False
+
+    def at(self, displacement: float) -> float:
+        """Its value so many standard deviations from what it was; as many digits as are worth keeping."""
+        return float(f"{self.before * math.exp(self.spread * displacement):.6g}")
 
     @property
     def highest(self) -> float:
@@ -206,10 +212,7 @@ def learn(runs: Sequence[Observed]) -> Calibrated:
             held_out[i] = math.exp(fit.log_step(runs[i], without))
     information = np.eye(len(parameters)) + slopes.T @ slopes / noise**2
     spreads = np.sqrt(np.diag(np.linalg.inv(information)))
-    learned = tuple(
-        Learned(p, p.before * math.exp(p.spread * z), p.spread * s)
-        for p, z, s in zip(parameters, point, spreads, strict=True)
-    )
+    learned = tuple(Learned(p, p.at(z), p.spread * s) for p, z, s in zip(parameters, point, spreads, strict=True))
     return Calibrated(
         fit.calibration(point), learned, tuple(runs), np.exp(before), np.exp(log_fitted), held_out, (), len(runs)
     )
@@ -224,9 +227,7 @@ class _Fit:
 
     def calibration(self, point: Floats) -> Calibration:
         """The constants at a point."""
-        values = {
-            p: float(f"{p.before * math.exp(p.spread * z):.6g}") for p, z in zip(self.parameters, point, strict=True)
-        }
+        values = {p: p.at(z) for p, z in zip(self.parameters, point, strict=True)}
         return Calibration.parse(
             {
                 "constants": {p.name: v for p, v in values.items() if not p.profile},
@@ -265,9 +266,21 @@ class _Fit:
         point, here = np.zeros(len(self.parameters)), before
         slopes = self.slopes(point, here)
         noise = _noise()
+        # Runs are first taken to scatter as repeated ones do. What constants then cannot explain is scatter too, or a
+        # few runs would pull them too far: once more with that.
+        for _ in range(2):
+            point, here, slopes = self._descend(point, here, slopes, noise)
+            free = max(1, len(self.runs) - len(self.parameters))
+            scatter = float(np.sqrt(((here - self.measured) ** 2).sum() / free))
+            if scatter <= noise:
+                break
+            noise = scatter
+        return point, here, slopes, noise
+
+    def _descend(self, point: Floats, here: Floats, slopes: Floats, noise: float) -> tuple[Floats, Floats, Floats]:
+        """Gauss-Newton from a point, with shorter steps where a whole one leads uphill."""
         for _ in range(ROUNDS if self.parameters else 0):
-            wanted = self.linear(point, here, slopes, self.measured, noise)
-            step = wanted - point
+            step = self.linear(point, here, slopes, self.measured, noise) - point
             cost = self._cost(point, here, noise)
             for share in (1.0, 0.5, 0.25):
                 there = self.log_steps(point + share * step)
@@ -277,12 +290,9 @@ class _Fit:
                 break
             point, here = point + share * step, there
             slopes = self.slopes(point, here)
-            # What the constants cannot explain is scatter too, or a few runs would pull them too far.
-            free = max(1, len(self.runs) - len(self.parameters))
-            noise = max(_noise(), float(np.sqrt(((here - self.measured) ** 2).sum() / free)))
-            if np.abs(step).max() < 0.02:
+            if np.abs(step).max() < SMALL:
                 break
-        return point, here, slopes, noise
+        return point, here, slopes
 
     def linear(self, point: Floats, here: Floats, slopes: Floats, measured: Floats, noise: float) -> Floats:
         """Maximum posterior with steps linear around a point."""

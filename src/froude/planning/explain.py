@@ -102,6 +102,11 @@ class Explanation:
     warnings: tuple[str, ...]
 
     @property
+    def best(self) -> bool:
+        """Whether nothing else looked at is faster."""
+        return all(other.gain < HELPFUL for other in (*self.changes, *self.others) if other.plan is not None)
+
+    @property
     def step_s(self) -> float:
         """The predicted step."""
         return self.planned.prediction.step_s
@@ -113,6 +118,7 @@ class Explanation:
             "waterfall_s": self.waterfall.seconds,
             "changes": [change.json() for change in self.changes],
             "others": [other.json() for other in self.others],
+            "best": self.best,
             "measured_step_s": self.measured_step_s,
             "suspects": [vars(suspect) for suspect in self.suspects],
         }
@@ -149,7 +155,8 @@ def explain(
         tuple(suspects),
         (
             "one change at a time; what is not named stays as in the plan, and data parallelism follows",
-            "suspects act alone: prior of the constant times likelihood of the measured step",
+            "suspects act alone: prior of the constant times likelihood of the measured step; causes of like effect "
+            "are told apart by measuring a second layout, not by one step",
         ),
         tuple(_warnings(planned, measured_step_s)),
     )
@@ -299,17 +306,20 @@ def _against(here: _Here, text: str) -> Other:
 
 def _kinds(here: _Here) -> Iterator[Other]:
     """The best layout of all, and the best of kinds that the plan is not."""
-    seen = {here.plan.layout}
+    found: dict[Layout, tuple[list[str], StepPrediction]] = {}
+    impossible = []
     for what, fixed in [("the best of all", {}), *_other_kinds(here)]:
         try:
             best = search(here.scenario, keep=1, fixed=fixed).best[0]
         except FroudeError as why:
-            yield Other(what, None, why_not=str(why))
+            impossible.append(Other(what, None, why_not=str(why)))
             continue
         layout = Layout.parse(best.layout.model_dump())
-        if layout not in seen:
-            seen.add(layout)
-            yield here.other(what, best)
+        if layout != here.plan.layout:
+            found.setdefault(layout, ([], best))[0].append(what)
+    for whats, prediction in found.values():
+        yield here.other("; ".join(whats), prediction)
+    yield from impossible
 
 
 def _other_kinds(here: _Here) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _CHANGES = ("change", "because of", "step", "gain", "memory", "fits")
 _SUSPECTS = ("suspect", "needed", "how to check", "sigmas", "step", "weight")
 MOST_SUSPECTS = 8
+NOTHING_HELPS = "No single change of the layout that fits, and no technique, would help."
 
 
 def show_explanation(found: Explanation) -> None:
@@ -29,9 +30,10 @@ def show_explanation(found: Explanation) -> None:
     if found.changes:
         print_table("what would help most", _CHANGES, _change_rows(found), left=2)
     else:
-        print("no single change of the layout, and no technique, would help")
+        print(NOTHING_HELPS)
     print()
-    print_table("why not another layout", _other_columns(found), _other_rows(found))
+    title = "why not another layout (none looked at is faster)" if found.best else "why not another layout"
+    print_table(title, _other_columns(found), _other_rows(found))
     if found.measured_step_s is not None:
         print()
         print_table(_gap(found), _SUSPECTS, _suspect_rows(found), left=3)
@@ -45,7 +47,7 @@ def write_explanation_report(found: Explanation, folder: str | os.PathLike[str],
     if found.changes:
         page.table(_CHANGES, _change_rows(found), left=2)
     else:
-        page.text("No single change of the layout, and no technique, would help.")
+        page.text(NOTHING_HELPS)
     page.heading("Why not another layout").table(_other_columns(found), _other_rows(found))
     if found.measured_step_s is not None:
         page.heading("What explains the measured step").text(_gap(found)).table(_SUSPECTS, _suspect_rows(found), left=3)

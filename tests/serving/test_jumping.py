@@ -261,6 +261,14 @@ def test_a_decision_that_stands_once_is_stepped():
     )
 
 
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+def test_long_runs_forget_who_left(name, monkeypatch):
+    monkeypatch.setattr("froude.serving.jumper._SPARE", 2)
+    rows = [(7 * i % 50, 5 + 11 * i % 40, 1 + 17 * i % 35) for i in range(200)]
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=40, max_seqs=6)
+    same(rows, scheduler, AffineIterationTime(10, 2, 1), 30, 4)
+
+
 def test_by_hand():
     # One prompt of 5 in chunks of 4 and 1, then 2 more tokens: four iterations of 10 ps; the second arrives meanwhile.
     scheduler = SCHEDULERS.create("vllm-v1", max_batched_tokens=4, max_seqs=4)

@@ -21,6 +21,7 @@ from froude.serving.queues import FirstComeQueue, KeyedQueue
 
 _ID_BITS = 24
 _ID_MASK = (1 << _ID_BITS) - 1
+_SPARE = 256  # dead entries that are not worth taking out
 
 
 class Jumper(View):
@@ -71,6 +72,7 @@ class Jumper(View):
         self.growers = 0
         self.fixed: set[int] = set()  # decoding without growing
         self.admissions: list[Sequence] = []  # in order of admission, dead entries included
+        self.most_admissions = _SPARE  # before the dead are taken out
 
     # -- what a scheduler sees ---------------------------------------------------------------------------------------
 
@@ -118,6 +120,12 @@ class Jumper(View):
         admissions, place = self.admissions, self.place
         while admissions and place[admissions[-1].id] != len(admissions) - 1:  # dead
             admissions.pop()
+        if len(admissions) >= self.most_admissions:  # the dead in between
+            alive = [s for at, s in enumerate(admissions) if place[s.id] == at]
+            for at, other in enumerate(alive):
+                place[other.id] = at
+            admissions[:] = alive
+            self.most_admissions = 2 * len(alive) + _SPARE
         place[sequence.id] = len(admissions)
         admissions.append(sequence)
         self.prefilling.append(sequence)

@@ -97,6 +97,8 @@ def admissible(
         else:
             able = [s for s in able if fits(s, scheduler, total_blocks, block_tokens)]
     outcome.rejected = len(trace) - len(able)
+    if not outcome.rejected:
+        able = trace
     if concurrency is not None:
         for place, sequence in enumerate(able):
             sequence.arrival_ps = 0 if place < concurrency else NO_TIME

@@ -69,7 +69,7 @@ def jump_fleet(
     record: bool = False,
 ) -> Outcome:
     """Simulate engines that may differ; see `jump`."""
-    trace = list(sequences)
+    trace = sequences if isinstance(sequences, list) else list(sequences)
     outcome = Outcome(len(trace))
     arrivals = admissible(trace, outcome, workers, concurrency)
     shared = ([0] * len(trace), [-1] * len(trace))

@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 
 def test_the_whole_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "STEPS", 3)
+    monkeypatch.setattr(demo, "ATTEMPTS", 1)
     monkeypatch.setattr(demo, "WIDTHS", (16, 32))
     monkeypatch.setattr(demo, "NEXT_WIDTH", 48)
     monkeypatch.setattr(demo, "LADDER_STEPS", 40)

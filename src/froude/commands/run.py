@@ -88,4 +88,5 @@ def run_demo(
         demo = run(out, on_progress=bar)
     write_summary(demo, out / "demo.json")
     report = write_demo_report(demo, out)
-    emit(demo.json(), as_json=as_json, show=lambda: show_demo(demo, report))
+    warnings = [*demo.runs.warnings, *demo.serving.warnings]
+    emit(demo.json(), as_json=as_json, show=lambda: show_demo(demo, report), warnings=warnings)

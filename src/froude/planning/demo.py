@@ -22,7 +22,7 @@ from froude.models.architecture import Architecture
 from froude.runtime.engine.api import ServeRun, check_requests, run_serve
 from froude.runtime.engine.check import RequestsCheck
 from froude.runtime.engine.spec import ServeSpec
-from froude.runtime.train.compare import RunCheck, check_run
+from froude.runtime.train.compare import DISTURBED, RunCheck, check_run
 from froude.runtime.train.run import run_train
 from froude.tank.device import measure_device
 from froude.tank.ladder import Point, climb, entropy
@@ -31,6 +31,7 @@ from froude.training.plan import Layout, TrainPlan
 
 PROCESSES = 2
 STEPS = 10
+ATTEMPTS = 3
 WIDTHS, NEXT_WIDTH = (16, 24, 40, 64), 96
 LADDER_STEPS = 256
 
@@ -171,7 +172,9 @@ def _train(folder: Path, box: Path, say: Progress) -> tuple[TrainPlans, RunCheck
 
         say(f"training, {name}", 0.2 + 0.3 * number / len(chosen))
         plan.write(folder / f"{name}.yaml")
-        run_train(plan, steps=STEPS, out=folder / "runs" / name, on_step=on_step)
+        for _ in range(ATTEMPTS):  # a run that other programs disturbed says nothing of the plan
+            if run_train(plan, steps=STEPS, out=folder / "runs" / name, on_step=on_step).others_share < DISTURBED:
+                break
     return found, check_run(folder / "runs")
 
 

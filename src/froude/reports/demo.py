@@ -68,9 +68,8 @@ def write_demo_report(demo: Demo, folder: str | os.PathLike[str]) -> Path:
 
     page = Report("Froude on this machine", "Measured, predicted, run for real, compared: everything below ran here.")
     page.table(COLUMNS, own_machine_rows(demo))
-    if demo.serving.warnings:
-        for warning in demo.serving.warnings:
-            page.text(warning, note=True)
+    for warning in (*demo.runs.warnings, *demo.serving.warnings):
+        page.text(warning, note=True)
     page.heading("1. This machine, measured")
     page.text(
         f"{demo.device.name}: what one of {demo.device.devices_per_node} processes gets while the others work. "

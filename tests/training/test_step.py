@@ -186,3 +186,25 @@ def test_context_parallelism_divides_a_long_sequence() -> None:
     )
     # Each rank does a quarter of each of four times as many sequences: the work is the same, the ring is longer.
     assert four.step_s == pytest.approx(one.step_s, rel=0.25)
+
+
+def test_a_tied_embedding_lies_on_both_ends_of_a_pipeline() -> None:
+    one = scenario("Qwen/Qwen2.5-3B", "h100-sxm:8")
+    arch = one.architecture
+    assert arch.tied_embeddings
+    [piped] = predict(one, [Layout(data_parallel=4, pipeline_parallel=2)])
+    stages = piped.ledger(own_machine=False).stages
+    held = sum(stage["weights"] for stage in stages.values()) / 2.0
+    assert held == pytest.approx(arch.parameters + arch.vocab * arch.hidden)
+    [whole] = predict(one, [Layout(data_parallel=8)])
+    assert whole.ledger(own_machine=False).stages[0]["weights"] / 2.0 == pytest.approx(arch.parameters)
+
+
+def test_sharded_weights_are_whole_while_they_work() -> None:
+    one = scenario(cluster="h100-sxm:32")
+    arch = one.architecture
+    kept, sharded = predict(one, [Layout(data_parallel=32, zero_stage=stage, recompute="full") for stage in (1, 3)])
+    parts = [p.ledger(own_machine=False).stages[0]["activations"] for p in (kept, sharded)]
+    # at the head: its weights, the layer's that was fetched ahead, and its gradients in fp32
+    head, layer = arch.head_parameters + arch.final_norm_parameters, arch.layer_parameters
+    assert parts[1] - parts[0] == pytest.approx(2.0 * (head + layer) + 4.0 * head, rel=1e-6)

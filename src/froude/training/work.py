@@ -131,8 +131,11 @@ def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, 
         "reduce-scatter" if batch.zero_stage >= 1 else "all-reduce", gradients.bytes_per_parameter, "gradients"
     )
     optimizer = placement.states["optimizer"]
+    whole = {name: _whole_bytes(block, blocks, placement, batch) for name, block in blocks.items()}
     return StepWork(
-        blocks=blocks,
+        blocks={
+            name: replace(block, transient_bytes=block.transient_bytes + whole[name]) for name, block in blocks.items()
+        },
         gather_forward=gather_forward,
         gather_backward=gather_backward,
         reduce=Sync(reduced, "pass" if batch.zero_stage >= 2 else "step"),
@@ -146,6 +149,20 @@ def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, 
         },
         send=_send(arch, job, batch, placement),
     )
+
+
+def _whole_bytes(block: Block, blocks: Blocks, placement: Placement, batch: LayoutBatch) -> Array:
+    """What sharded states hold whole for a while.
+
+    With ZeRO-2 and 3 a block's gradients until they are reduced; with ZeRO-3 its weights while it works, and those of
+    the layer that is fetched ahead.
+    """
+    size: Array = 0.0
+    if batch.zero_stage >= 2:
+        size = block.parameters * placement.states["gradients"].bytes_per_parameter
+    if batch.zero_stage >= 3:
+        size = size + (block.parameters + blocks["layer"].parameters) * placement.states["weights"].bytes_per_parameter
+    return size
 
 
 def _replicated(
@@ -298,7 +315,7 @@ def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement
         for t in head_activation_tensors(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=stream_dtype(job))
     }
     logits = tensors.pop("logits")
-    own = 0 if arch.tied_embeddings else arch.head_parameters
+    own = arch.head_parameters + tied_copy(arch, batch)
     return Block(
         forward=(*opening, *operators, loss),
         backward=(*_reversed(operators), *_region_backward(arch, job, batch, placement)),
@@ -307,6 +324,13 @@ def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement
         # the logits in the compute type that the fp32 copy was made from, and their gradient
         transient_bytes=logits * (activation_bytes(job) / 4.0 + 1.0),
     )
+
+
+def tied_copy(arch: Architecture, batch: LayoutBatch) -> Array:
+    """Parameters of a tied embedding that the head holds a second time: a pipeline puts the two on different stages."""
+    if not arch.tied_embeddings:
+        return 0.0
+    return np.where(batch.pipeline_parallel > 1, float(arch.vocab * arch.hidden), 0.0)
 
 
 def _ways(arch: Architecture, placement: Placement) -> dict[str, Array]:

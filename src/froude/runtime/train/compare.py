@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +79,10 @@ _KEYS = ("name", "predicted_step_s", "measured_step_s", "predicted_bytes", "meas
 
 
 def _rank(runs: list[dict[str, Any]]) -> float | None:
-    if len(runs) < 2:
-        return None
-    rho = float(spearmanr([r["predicted_step_s"] for r in runs], [r["measured_step_s"] for r in runs]).statistic)
-    return rho if math.isfinite(rho) else None
+    predicted, measured = ([run[key] for run in runs] for key in ("predicted_step_s", "measured_step_s"))
+    if len(set(predicted)) < 2 or len(set(measured)) < 2:
+        return None  # nothing to put in order
+    return float(spearmanr(predicted, measured).statistic)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from froude.training.price import Priced, price_pass
 from froude.training.schedule import Pass, Schedule, schedules
 from froude.training.schedules.one_forward_one_backward import OneForwardOneBackward
 from froude.training.technique import StepContext, TrainingTechnique
-from froude.training.work import Blocks, Work, activation_bytes, stream_bytes, stream_dtype
+from froude.training.work import Blocks, Work, activation_bytes, stream_bytes, stream_dtype, tied_copy
 
 OUTPUT_LAYER = ("lm-head", "cross-entropy", "tp-loss")
 """Work of the head that is divided over the stages; the final norm stays on the last one."""
@@ -72,12 +72,15 @@ class VocabularyParallelism(TrainingTechnique):
         layers = context.architecture.layers
         embedding, layer, head = blocks["embedding"], blocks["layer"], blocks["head"]
         kept = _head_tensors(context, context.placement.ways)["final-norm-input"]
+        # Each stage holds the same rows of embedding and head, so a tied one needs no second copy.
+        copy = tied_copy(context.architecture, context.batch) / context.placement.mesh["tp"]
+        shared = embedding.parameters + head.parameters - copy
         return {
             **blocks,
             "embedding": replace(
                 embedding, forward=_rest(embedding.forward), backward=_rest(embedding.backward), parameters=0.0
             ),
-            "layer": replace(layer, parameters=layer.parameters + (embedding.parameters + head.parameters) / layers),
+            "layer": replace(layer, parameters=layer.parameters + shared / layers),
             "head": replace(
                 head,
                 forward=_rest(head.forward),

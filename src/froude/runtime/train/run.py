@@ -215,7 +215,6 @@ class _Record:
         if directory is not None:
             if directory.exists() and not directory.is_dir():
                 raise InvalidValueError("out", str(directory), "is a file; a directory is needed")
-            directory.mkdir(parents=True, exist_ok=True)
             plan.write(directory / "plan.yaml")
             self._write("running")
 

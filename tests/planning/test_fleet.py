@@ -35,10 +35,11 @@ def test_recommended_fleets_meet_the_targets(found):
     assert all(a.usd_per_hour <= b.usd_per_hour and a.e2e_p90_s > b.e2e_p90_s for a, b in itertools.pairwise(front))
 
 
-@pytest.mark.parametrize("rate", [50.0, 58.0])
-def test_nothing_cheaper_holds_the_load(rate):
+@pytest.mark.parametrize("replicas", [1.15, 1.4])
+def test_nothing_cheaper_holds_the_load(found, replicas):
     """Every fleet that is 3% cheaper, of up to 4 + 12 + 8 replicas, simulated on the same load."""
-    found = plan(rate=rate, slo="ttft=1,tpot=0.08", requests=int(30 * rate))
+    rate = replicas * max(kind.max_rps for kind in found.candidates)
+    found = plan(rate=rate, requests=int(30 * rate))
     search = _Search(found.trace, found.slo, 0.9, 0, 30.0)
     best, kinds = found.fleets[0].usd_per_hour, found.candidates
     tried = 0
@@ -49,7 +50,7 @@ def test_nothing_cheaper_holds_the_load(rate):
             tried += 1
             fleet = search.simulate(tuple((k, n) for k, n in zip(kinds, counts, strict=True) if n), rate)
             assert not search.meets(fleet), (counts, price, best)
-    assert tried > 0
+    assert tried > 0  # one replica of the biggest kind, at least
 
 
 def test_a_mixed_fleet_is_found(found):

@@ -45,6 +45,7 @@ _HORIZON_S = 180.0  # how long a load lasts at least, unless its number of reque
 _LEAST_REQUESTS = 1000
 _PRECISION = 0.02  # of the highest rate of a replica
 _FAR = 0.6  # replicas that share a load need no fewer than this part of those that each hold theirs
+_WORTH = 2.0  # fleets of so many times the least price are still worth a look: they may be faster
 _IDLE = 0.02  # of the saturated rate: a target missed here is missed by the device, not by the queue
 
 
@@ -408,7 +409,8 @@ class _Search:
         kinds = _best_schedulers(able)
         for kind in sorted(kinds, key=lambda c: c.usd_per_hour / c.max_rps):
             cheapest = min((f.usd_per_hour for f in found), default=math.inf)
-            if _FAR * rate / kind.max_rps * kind.usd_per_hour < cheapest or kind.usd_per_hour < cheapest:
+            needed = max(1.0, _FAR * rate / kind.max_rps)
+            if needed * kind.usd_per_hour < _WORTH * cheapest:
                 found.append(self._alike(kind, rate))
         found += self._mixed(kinds, rate, min(found, key=lambda f: f.usd_per_hour))
         best = min(found, key=lambda f: f.usd_per_hour)

@@ -89,6 +89,12 @@ def test_no_gap_needs_no_cause() -> None:
     assert any("nothing to explain" in warning for warning in found.warnings)
 
 
+def test_what_nothing_explains_is_said() -> None:
+    one = plan()
+    found = explain(one, measured_step_s=30.0 * step_s(Scenario.of(one), one), against="tp=8")
+    assert any("no suspect alone" in warning for warning in found.warnings)
+
+
 def test_changes_help_fit_and_are_what_is_predicted_for_them() -> None:
     poor = plan(layout={**PLAN["layout"], "recompute": "full"})  # type: ignore[dict-item]
     found = explain(poor, against="tp=8")

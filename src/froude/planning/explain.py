@@ -32,6 +32,8 @@ from froude.training.waterfall import Waterfall, waterfall
 HELPFUL = 1.001
 """A change that gains less is none."""
 REASONS = 3
+UNEXPLAINED = 0.1
+"""A suspect whose step misses the measured one by more, in logarithms, explains little."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def explain(
             "suspects act alone: prior of the constant times likelihood of the measured step; causes of like effect "
             "are told apart by measuring a second layout, not by one step",
         ),
-        tuple(_warnings(planned, measured_step_s)),
+        tuple(_warnings(planned, measured_step_s, suspects)),
     )
 
 
@@ -345,7 +347,7 @@ def _other_kinds(here: _Here) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "the best without recomputation", {"recompute": "none"}
 
 
-def _warnings(planned: PlannedLayout, measured_step_s: float | None) -> Iterator[str]:
+def _warnings(planned: PlannedLayout, measured_step_s: float | None, suspects: list[Suspect]) -> Iterator[str]:
     p_fit = planned.prediction.p_fit
     if p_fit < MIN_P_FIT:
         yield f"the plan fits in memory with probability {p_fit:.2f} only"
@@ -355,4 +357,9 @@ def _warnings(planned: PlannedLayout, measured_step_s: float | None) -> Iterator
             yield (
                 f"the measured step is within the prediction's own interval (a factor of {1.0 + spread:.2f}): "
                 "there may be nothing to explain"
+            )
+        elif not suspects or abs(math.log(suspects[0].predicted_step_s / measured_step_s)) > UNEXPLAINED:
+            yield (
+                "no suspect alone explains the measured step: several act together, something unknown does, or what ran "
+                "is not what the plan says"
             )

@@ -105,7 +105,7 @@ def _other_rows(found: Explanation) -> list[tuple[str, ...]]:
         own = found.waterfall.seconds.get(name, 0.0)
         if max([own, *(abs(change) for change in changes)]) > 5e-4 * step_s:
             shown = ("-" if other.plan is None else _signed(c) for other, c in zip(others, changes, strict=True))
-            rows.append((name, seconds(own), *shown))
+            rows.append((name, seconds(_clean(own)), *shown))
     return rows
 
 
@@ -131,7 +131,13 @@ def _suspect_name(suspect: Suspect) -> str:
     return f"{suspect.name} ({suspect.constant})" if suspect.constant else suspect.name
 
 
+def _clean(value: float) -> float:
+    """Without what rounding leaves of a difference of equal times."""
+    return 0.0 if abs(value) < 1e-9 else value
+
+
 def _signed(value: float) -> str:
+    value = _clean(value)
     return ("+" if value > 0 else "") + seconds(value)
 
 

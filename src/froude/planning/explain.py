@@ -360,6 +360,6 @@ def _warnings(planned: PlannedLayout, measured_step_s: float | None, suspects: l
             )
         elif not suspects or abs(math.log(suspects[0].predicted_step_s / measured_step_s)) > UNEXPLAINED:
             yield (
-                "no suspect alone explains the measured step: several act together, something unknown does, or what ran "
-                "is not what the plan says"
+                "no suspect alone explains the measured step: several act together, something unknown does, or what "
+                "ran is not what the plan says"
             )

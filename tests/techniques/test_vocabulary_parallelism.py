@@ -83,7 +83,7 @@ def in_flight(found: StepPrediction, stage: int) -> int:
 def test_the_gain_grows_with_the_vocabulary() -> None:
     gains = [gain(vocab) for vocab in (32_768, 65_536, 131_072, 262_144)]
     assert 1.0 < gains[0] < gains[1] < gains[2] < gains[3]
-    # An output layer of w layers beside 4 per stage: balanced stages have 4 + w / 8, and passes of layers fill the pipe.
+    # An output layer of w layers beside 4 per stage: balanced stages have 4 + w / 8, and layers fill the pipe.
     before = step(262_144)
     head, layer = (
         float(before.priced.forward[name].seconds[0] + before.priced.backward[name].seconds[0])

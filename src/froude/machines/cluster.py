@@ -119,6 +119,10 @@ def parse_clusters(text: str) -> list[Cluster]:
         if not path:
             raise InvalidValueError("cluster", text, "must be profile:FILE:COUNT, such as profile:box.yaml:2")
         device = Device.read(path)
+        if not device.measured:
+            raise InvalidValueError(
+                "cluster", text, "names a profile without measurements; `froude measure device` writes one"
+            )
         return [Cluster.parse({"device": device, "count": count}) for count in _counts(text, counts)]
     if text.endswith((".yaml", ".yml", ".json")):
         return [Cluster.read(text)]

@@ -64,14 +64,16 @@ def list_models(model: str | None = None) -> list[Architecture]:
 
 
 def find_model(name: str) -> Architecture:
-    """A model of the catalogue by name, alias or unambiguous part of a name.
+    """A model of the catalogue by name, alias or unambiguous part of a name that starts where a word does.
 
     Raises:
         FroudeError: naming the nearest model, or the several that fit.
     """
     table = _aliases()
     key = _fold(name)
-    fitting = {table[key]} if key in table else {full for alias, full in table.items() if key and key in alias}
+    fitting = (
+        {table[key]} if key in table else {full for alias, full in table.items() if key and f"-{key}" in f"-{alias}"}
+    )
     if len(fitting) > 1:
         some = sorted(fitting)
         rest = f" and {len(some) - 5} more" if len(some) > 5 else ""

@@ -137,7 +137,7 @@ def run_demo(out: str | os.PathLike[str], on_progress: Progress | None = None) -
             on_progress(what, furthest)
 
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    SMALL_GPT.write(folder / "small-gpt.yaml")  # first of all, so that a folder that cannot be written costs no time
     began = time.perf_counter()
     box = folder / "box.yaml"
     device = measure_device(processes=PROCESSES, on_progress=lambda done: say("measuring this machine", 0.2 * done))
@@ -154,7 +154,6 @@ def run_demo(out: str | os.PathLike[str], on_progress: Progress | None = None) -
 def _train(folder: Path, box: Path, say: Progress) -> tuple[TrainPlans, RunCheck]:
     """Plan, run the best layout and three of other kinds, compare."""
     model = folder / "small-gpt.yaml"
-    SMALL_GPT.write(model)
     found = plan_train(
         str(model),
         f"profile:{box}:{PROCESSES}",

@@ -19,7 +19,6 @@ from froude.machines.cluster import Group as Group
 from froude.models.operator import Operator
 
 CollectiveKind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "broadcast", "send"]
-Overlap = Literal["tensor", "gradient", "shard", "pipeline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +100,8 @@ class CostModel(ABC):
         """What work takes on a device that its host must keep supplied: about the larger of the two."""
 
     @abstractmethod
-    def exposed(self, what: Overlap) -> float:
-        """Fraction of a kind of communication that the software stack cannot hide even behind ample work."""
+    def exposed_tensor(self) -> float:
+        """Fraction of tensor-parallel communication that the software stack cannot hide alongside its products."""
 
     @abstractmethod
     def step_overhead_s(self) -> float:

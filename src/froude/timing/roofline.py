@@ -17,7 +17,7 @@ from froude.machines.cluster import Cluster
 from froude.models.operator import Operator
 from froude.timing.collectives import Links, collective_cost
 from froude.timing.constants import Constants, default_constants
-from froude.timing.cost import Collective, Cost, CostModel, Overlap
+from froude.timing.cost import Collective, Cost, CostModel
 from froude.timing.kernels import Rates, Work, work
 from froude.timing.measured import MeasuredKernels
 from froude.timing.stack import Stack, find_stack
@@ -101,15 +101,9 @@ class Roofline(CostModel):
         """What a layer takes when the host must start its kernels meanwhile."""
         return smooth_max(device_s, host_s, self.constants["host.smoothness"])
 
-    def exposed(self, what: Overlap) -> float:
-        """Fraction of a kind of communication that this stack cannot hide even behind ample work."""
-        if what == "tensor":
-            return self.constants[f"exposed.tensor.{self.stack.tensor_overlap}"]
-        if what == "gradient":
-            return self.constants[f"exposed.gradient.{self.stack.gradient_overlap}"]
-        if what == "shard":
-            return self.constants[f"exposed.shard.{self.stack.shard_overlap}"]
-        return self.constants[f"exposed.pipeline.{self.stack.pipeline_overlap}"]
+    def exposed_tensor(self) -> float:
+        """Fraction of tensor-parallel communication that this stack cannot hide alongside its products."""
+        return self.constants[f"exposed.tensor.{self.stack.tensor_overlap}"]
 
     def step_overhead_s(self) -> float:
         """Time of a step that belongs to no layer."""

@@ -251,6 +251,7 @@ def _assumptions(scenario: Scenario) -> tuple[str, ...]:
         f"software stack {stack.name!r}: attention {stack.attention}, fusion {stack.fusion}, gradients reduced in "
         f"{'fp32' if stack.gradients == 'fp32' else scenario.job.precision}",
         f"device figures: {cluster.device.source}",
+        "MFU counts model FLOPs, attention over the keys a query may see (halved by causality), no recomputation",
         f"step interval: {spread_source}",
     ]
     if cluster.usd_per_device_hour is not None:

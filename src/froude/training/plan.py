@@ -18,7 +18,7 @@ class Job(Spec):
 
     seq_len: Positive
     global_batch_tokens: Positive
-    tokens: Annotated[float, Field(gt=0)] | None = None
+    tokens: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     precision: Precision = "bf16"
 
     @property

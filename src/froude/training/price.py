@@ -130,7 +130,7 @@ def price_pass(items: Sequence[Operator | Collective], model: CostModel) -> tupl
             cover = model.sequence([op for op in items if isinstance(op, Operator) and op.name == item.hides_behind])
             cost = Cost(np.maximum(0.0, cost.seconds - cover.seconds), cost.demands, cost.source)
         if item.name.startswith("tp-"):
-            tensor = tensor + cost.times(model.exposed("tensor"))
+            tensor = tensor + cost.times(model.exposed_tensor())
         else:
             exchange = exchange + cost
     busy = computed + tensor + exchange

@@ -81,6 +81,8 @@ def parse_fixed(text: str | None) -> dict[str, Any]:
         field = FIXABLE.get(name, name)
         if field not in FIXABLE.values():
             raise UnknownNameError("fix", name, [*FIXABLE, *FIXABLE.values()])
+        if field in fixed:
+            raise InvalidValueError("fix", name, "is given twice")
         if not equals or not value.strip():
             raise InvalidValueError("fix", item, "must be NAME=VALUE, such as tp=8")
         if field in ("recompute", "schedule"):

@@ -93,8 +93,8 @@ class Scenario:
                 f"data_parallel x micro_batch {per_round} does not divide the global batch of "
                 f"{job.global_batch_sequences} sequences"
             )
-        if pp > 1 and layout.zero_stage >= 2:
-            return f"zero_stage {layout.zero_stage} gathers or reduces in every pass and is not combined with pipelines"
+        if pp > 1 and layout.zero_stage >= 3:
+            return f"zero_stage {layout.zero_stage} gathers weights in every pass and is not combined with pipelines"
         found = _schedule(layout.schedule).objection(pp, self.micro_batches(layout), layout.virtual_stages)
         if found:
             return found

@@ -106,7 +106,10 @@ def model_blocks(arch: Architecture, job: Job, batch: LayoutBatch, placement: Pl
     }
     if arch.experts is not None and arch.experts.dense_layers:
         blocks["dense-layer"] = _layer(arch, job, batch, placement, stack, dense=True)
-    return blocks
+    return {
+        name: replace(block, backward=(*block.backward, *_accumulation(block.parameters, job, batch, stack)))
+        for name, block in blocks.items()
+    }
 
 
 def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> StepWork:
@@ -288,9 +291,13 @@ def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Plac
     tokens = batch.micro_batch * job.seq_len
     operators = [op.shard(ways) for op in embedding_operators(arch, tokens=tokens, dtype=stream_dtype(job))]
     _, closing = _region_collectives(arch, job, batch, placement)
+    mirrored: Work = ()
+    if batch.sequence_parallel:
+        size = stream_bytes(arch, job, batch)
+        mirrored = (Collective(kind="all-gather", bytes=size, group=placement.group("tp"), name="tp-close-backward"),)
     return Block(
         forward=(*operators, *closing),
-        backward=tuple(_reversed(operators)),
+        backward=(*mirrored, *_reversed(operators)),
         parameters=arch.embedding_parameters / ways["vocab"],
         saved_bytes=0.0,
     )

@@ -17,5 +17,6 @@ def _table() -> dict[str, Any]:
 
 def step_spread(scenario: Scenario) -> tuple[float, str]:
     """Half-width of the 80% interval of a step (a factor above one), and its source."""
-    row = _table()["step"]["profile" if scenario.own_machine else "catalogue"]
+    kind = "experts" if scenario.architecture.experts else "dense"
+    row = _table()["step"]["profile" if scenario.own_machine else kind]
     return float(row["value"]), str(row["source"])

@@ -40,9 +40,8 @@ def print_claims(check: ClaimsCheck) -> None:
         ]
         for result in check.results
     ]
-    print_table(
-        f"{len(rows)} claims", ["claim", "verdict", "signs right", "median |ln error|", "controls", "why"], rows, left=1
-    )
+    columns = ["claim", "verdict", "signs right", "median |ln error|", "controls", "why"]
+    print_table(f"{len(rows)} claims", columns, rows, left=2, prose=("controls", "why"))
 
 
 def print_claim(result: ClaimResult) -> None:

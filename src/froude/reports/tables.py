@@ -52,14 +52,16 @@ def usd(value: float) -> str:
     return f"${value:,.0f}" if value >= 100 else f"${value:.3g}"
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """Print a table: the first ``left`` columns are text, the others numbers, aligned right."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, prose: Sequence[str] = ()
+) -> None:
+    """Print a table: the first ``left`` columns and those named in ``prose`` are text, the others numbers."""
     out = console()
     if title:
         out.print(title, style="bold", soft_wrap=True)
     table = Table(header_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+        table.add_column(column, justify="left" if index < left or column in prose else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     out.print(table)

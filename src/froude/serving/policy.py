@@ -230,6 +230,26 @@ class Scheduler(ABC):
         """The running sequence to preempt when the cache is too short for decoding."""
         return view.newest()
 
+    def admit_whole(self, view: View, free_blocks: int, budget: int) -> list[tuple[Sequence, int]]:
+        """Take whole prompts from the queue while slots, memory and the token budget last, head first.
+
+        For schedulers without chunks; a prompt longer than the budget comes alone.
+        """
+        admitted: list[tuple[Sequence, int]] = []
+        waiting, room = view.waiting, self.max_seqs - view.decoding
+        while room > 0 and waiting:
+            sequence = waiting.peek()
+            tokens = sequence.remaining_tokens
+            blocks = view.blocks_needed(sequence, tokens)
+            if blocks > free_blocks or (tokens > budget and admitted):
+                break
+            waiting.pop()
+            free_blocks -= blocks
+            budget -= tokens
+            room -= 1
+            admitted.append((sequence, tokens))
+        return admitted
+
     def watermark_blocks(self, total_blocks: int) -> int:
         """Blocks that admission leaves free."""
         return int(self.watermark * total_blocks)

@@ -66,21 +66,7 @@ class S3(Scheduler):
         if free < 0:
             return Decision()
         free -= self.watermark_blocks(view.total_blocks)
-        budget = self.max_batched_tokens - view.decoding
-        room = self.max_seqs - view.decoding
-        waiting = view.waiting
-        prefill: list[tuple[Sequence, int]] = []
-        while room > 0 and waiting:
-            sequence = waiting.peek()
-            tokens = sequence.remaining_tokens
-            blocks = view.blocks_needed(sequence, tokens)
-            if blocks > free or (tokens > budget and prefill):
-                break
-            waiting.pop()
-            free -= blocks
-            budget -= tokens
-            room -= 1
-            prefill.append((sequence, tokens))
+        prefill = self.admit_whole(view, free, self.max_batched_tokens - view.decoding)
         if prefill:
             return Decision(prefill)
-        return Decision(iterations=FOREVER, on_arrival=not waiting, on_completion=bool(waiting))
+        return Decision(iterations=FOREVER, on_arrival=not view.waiting, on_completion=bool(view.waiting))

@@ -34,22 +34,8 @@ class VllmV0(Scheduler):
     def schedule(self, view: View) -> Decision:
         """Admit whole prompts if any fits, else decode."""
         free = view.free_blocks - self.watermark_blocks(view.total_blocks)
-        budget = self.max_batched_tokens
-        room = self.max_seqs - view.decoding
-        waiting = view.waiting
-        prefill: list[tuple[Sequence, int]] = []
-        while room > 0 and waiting:
-            sequence = waiting.peek()
-            tokens = sequence.remaining_tokens
-            blocks = view.blocks_needed(sequence, tokens)
-            if blocks > free or (tokens > budget and prefill):
-                break
-            waiting.pop()
-            free -= blocks
-            budget -= tokens
-            room -= 1
-            prefill.append((sequence, tokens))
+        prefill = self.admit_whole(view, free, self.max_batched_tokens)
         if prefill:
             return Decision(prefill, decode=False)
         # Nothing was admitted: nobody waits, or the head is blocked until a completion gives room or blocks.
-        return Decision(iterations=FOREVER, on_arrival=not waiting, on_completion=bool(waiting))
+        return Decision(iterations=FOREVER, on_arrival=not view.waiting, on_completion=bool(view.waiting))

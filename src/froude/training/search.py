@@ -171,7 +171,7 @@ def enumerate_layouts(scenario: Scenario, fixed: Mapping[str, Any]) -> Iterator[
         per_replica = job.global_batch_sequences // dp
         sizes = [m for m in MICRO_BATCHES if per_replica % m == 0]
         chunks = [v for v in range(2, MAX_VIRTUAL_STAGES + 1) if pp > 1 and arch.layers % (pp * v) == 0]
-        zero = [1, 3] if pp == 1 and dp > 1 else [1 if dp > 1 else 0]
+        zero = [1, 2, 3] if pp == 1 and dp > 1 else [1 if dp > 1 else 0]
         for micro_batch, vpp, recompute, zero_stage, ep in product(
             _only(fixed, "micro_batch", sizes),
             _only(fixed, "virtual_stages", [1, *chunks]),

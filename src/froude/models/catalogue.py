@@ -53,11 +53,6 @@ def read_config(path: Path) -> Architecture:
     return from_config(data, where=str(path))
 
 
-def model_names() -> list[str]:
-    """Canonical names, in catalogue order."""
-    return list(_catalogue())
-
-
 def list_models(model: str | None = None) -> list[Architecture]:
     """Every model of the catalogue, or the one that ``model`` names, as `resolve` reads it."""
     return [_model(name) for name in _catalogue()] if model is None else [resolve(model)]

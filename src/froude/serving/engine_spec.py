@@ -89,11 +89,6 @@ class EngineSpec(Spec):
 KV_DTYPES = ("auto", "bf16", "fp8", "int8")
 
 
-def engine_names() -> list[str]:
-    """Engines that ship."""
-    return list(_engines())
-
-
 def find_engine(name: str) -> EngineSpec:
     """The engine of that name.
 

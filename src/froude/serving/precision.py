@@ -80,11 +80,6 @@ class Precision(Spec):
         return experts * self.stored, (dense - kept) * self.stored + kept * 2.0
 
 
-def precision_names() -> list[str]:
-    """Formats that ship."""
-    return list(_precisions())
-
-
 def find_precision(name: str) -> Precision:
     """The format of that name.
 

@@ -7,7 +7,7 @@ a technique adds, removes or changes operators and collectives; sizes are arrays
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -84,11 +84,6 @@ class StepWork:
     reduce: Sync | None
     update: Mapping[BlockName, tuple[Operator, ...]]
     send: Collective
-    notes: tuple[str, ...] = field(default=())
-
-    def with_block(self, name: BlockName, block: Block) -> StepWork:
-        """The same work with one block replaced."""
-        return replace(self, blocks={**self.blocks, name: block})
 
 
 Blocks = Mapping[BlockName, Block]

@@ -21,7 +21,6 @@ from froude.runtime.train.stage import Chunk
 from froude.runtime.train.state import FlatState, State
 
 PASSES = ("forward", "backward")
-SENDS = ("send-activation", "send-gradient")
 
 
 class Event(NamedTuple):

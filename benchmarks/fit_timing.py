@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from froude.core.errors import FroudeError
+from froude.core.measurements import Unusable, read_rows
 from froude.timing.constants import Constants, default_constants
 from froude.timing.roofline import Roofline
 from froude.training.build import stage_composition
 from froude.training.measured import predicted_step_s
 from froude.training.price import price
-from froude.training.runs import Run, Unusable, read_table, run_of
+from froude.training.runs import Run, run_of
 from froude.training.scores import MIN_ROWS, Scores
 from froude.training.step import price_layouts, structure_of
 
@@ -77,7 +78,7 @@ class Row:
 def load(path: str) -> list[Row]:
     """At most `ROWS_PER_SOURCE` rows of dense models of every source with `MIN_ROWS` or more."""
     by_source: dict[str, list[Row | tuple[Run, float]]] = {}
-    for cells in read_table(path, ("step_s", "use")):
+    for cells in read_rows(path, ("step_s", "use")):
         try:
             run = run_of(cells)
         except Unusable:

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from froude.cli import app
 from froude.core.errors import FroudeError
+from froude.core.measurements import Unusable, read_rows
 from froude.training.measured import check_memory, check_oom, check_train, predicted_step_s, settled
-from froude.training.runs import COLUMNS, Unusable, read_table, run_of
+from froude.training.runs import COLUMNS, run_of
 from froude.training.scores import Check, Scored, Scores
 from froude.training.step import predict
 
@@ -197,7 +198,7 @@ def test_out_of_memory_pairs_failures_with_runs_of_the_same_sweep(tmp_path: Path
 def test_every_usable_dense_row_becomes_a_run() -> None:
     reasons = set()
     runs = 0
-    for cells in read_table(DATA / "train_measured.csv"):
+    for cells in read_rows(DATA / "train_measured.csv", COLUMNS):
         try:
             run_of(cells)
             runs += 1

@@ -19,12 +19,13 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from froude.core.arrays import Floats
+from froude.core.measurements import Skipped
 from froude.planning.run_logs import Observed, read_runs
 from froude.timing.constants import default_constants
 from froude.training.calibration import Calibration
 from froude.training.measured import predicted_step_s
 from froude.training.plan import TrainPlan
-from froude.training.scores import Scores, Skipped
+from froude.training.scores import Scores
 
 ROUNDS = 4
 FARTHEST = 4.0

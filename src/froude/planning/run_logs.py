@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from froude.core.errors import FroudeError
+from froude.core.measurements import Skipped, Unusable, read_rows
 from froude.models.catalogue import resolve
 from froude.timing.stack import find_stack
 from froude.training.plan import Layout, TrainPlan
-from froude.training.runs import Unusable, read_table, run_of
-from froude.training.scores import Skipped
+from froude.training.runs import run_of
 from froude.training.step import Scenario
 
 WARM_UP = 2
@@ -101,7 +101,7 @@ def _directory(path: Path, found: list[Observed], skipped: list[Skipped]) -> Non
 
 def _csv(path: Path, found: list[Observed], skipped: list[Skipped]) -> None:
     """Rows as in a table of measurements; a model of the catalogue needs no shape, `stack` names another stack."""
-    for number, cells in enumerate(read_table(path, CSV_NEEDS), start=1):
+    for number, cells in enumerate(read_rows(path, CSV_NEEDS), start=1):
         name = str(cells.get("id") or f"{path.name} row {number}")
         if cells["step_s"] is None:
             skipped.append(Skipped(name, "no step time"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from froude.core.measurements import Skipped
 from froude.reports.tables import console, percent, print_table
 from froude.training.measured import OutOfMemoryCheck
-from froude.training.scores import MIN_ROWS, Check, Scores, Skipped
+from froude.training.scores import MIN_ROWS, Check, Scores
 
 
 def show_check(title: str, check: Check) -> None:

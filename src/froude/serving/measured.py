@@ -10,22 +10,21 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from froude.core.errors import FroudeError
+from froude.core.measurements import Skipped, Unusable, read_rows
 from froude.machines.cluster import Cluster
 from froude.machines.device import find_device
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
 from froude.serving.api import Deployment, build_deployment, run_deployment
-from froude.serving.scores import Scored, ServeCheck, Skipped
+from froude.serving.scores import Scored, ServeCheck
 from froude.workloads.trace import Trace, make_trace
 
 COLUMNS = (
@@ -47,10 +46,6 @@ MOST_REQUESTS = 4000
 RATE_REQUESTS = 600
 
 Progress = Callable[[str, float], None]
-
-
-class Unusable(Exception):
-    """Why a row cannot be evaluated; the message is the reason that is reported."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def check_serve(path: str | os.PathLike[str], on_progress: Progress | None = Non
     Raises:
         FroudeError: when the file cannot be read or lacks columns.
     """
-    rows = _read(path)
+    rows = read_rows(path, COLUMNS)
     known: dict[Run, Predicted | str] = {}
     scored: list[Scored] = []
     skipped: list[Skipped] = []
@@ -341,18 +336,3 @@ def _default(source: str, engine: str, model: str, device: str) -> Mapping[str, 
 @functools.cache
 def _defaults() -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath("source_defaults.toml").read_text("utf-8"))
-
-
-def _read(path: str | os.PathLike[str], columns: Iterable[str] = COLUMNS) -> list[dict[str, Any]]:
-    if not Path(path).is_file():
-        raise FroudeError(f"{path}: no such file")
-    try:
-        table = pl.read_csv(Path(path), infer_schema_length=None)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
-        raise FroudeError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise FroudeError(f"{path}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    if table.height == 0:
-        raise FroudeError(f"{path}: has no rows")
-    return table.to_dicts()

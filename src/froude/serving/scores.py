@@ -8,13 +8,7 @@ from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """A row that was not evaluated, and why."""
-
-    id: str
-    reason: str
+from froude.core.measurements import Skipped
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from froude.core.errors import FroudeError
+from froude.core.measurements import Skipped, Unusable, read_rows
 from froude.training.plan import Layout
-from froude.training.runs import COLUMNS, Run, Unusable, read_table, run_of
-from froude.training.scores import Check, Scored, Skipped
+from froude.training.runs import COLUMNS, Run, run_of
+from froude.training.scores import Check, Scored
 from froude.training.step import Scenario, StepPrediction, predict
 
 ROUNDS = 2
@@ -46,7 +47,7 @@ def check_train(path: str | os.PathLike[str]) -> Check:
     """
     scored: list[Scored] = []
     skipped: list[Skipped] = []
-    rows = read_table(path, (*COLUMNS, "step_s", "use"))
+    rows = read_rows(path, (*COLUMNS, "step_s", "use"))
     for cells in rows:
         try:
             run = run_of(cells)
@@ -69,7 +70,7 @@ def check_memory(path: str | os.PathLike[str]) -> Check:
     """
     scored: list[Scored] = []
     skipped: list[Skipped] = []
-    rows = read_table(path, (*COLUMNS, "mem_kind", "mem_value"))
+    rows = read_rows(path, (*COLUMNS, "mem_kind", "mem_value"))
     for cells in rows:
         try:
             run = run_of(cells)
@@ -165,10 +166,10 @@ def check_oom(path: str | os.PathLike[str], ran: str | os.PathLike[str] | None =
     Raises:
         FroudeError: when a file cannot be read or lacks columns.
     """
-    failed = read_table(path)
+    failed = read_rows(path, COLUMNS)
     beside = Path(ran) if ran is not None else Path(path).parent / "train_measured.csv"
     sweeps = {_sweep(cells) for cells in failed}
-    fitting = [cells for cells in read_table(beside) if _sweep(cells) in sweeps]
+    fitting = [cells for cells in read_rows(beside, COLUMNS) if _sweep(cells) in sweeps]
     outcomes: list[tuple[str, str, bool, float]] = []
     skipped: list[Skipped] = []
     for cells, happened in [*((c, False) for c in failed), *((c, True) for c in fitting)]:

@@ -6,18 +6,15 @@ Settings that a row leaves blank come from ``source_defaults.toml`` and are list
 from __future__ import annotations
 
 import math
-import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from froude.core.errors import FroudeError
+from froude.core.measurements import Unusable
 from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.timing.stack import Stack, find_stack
@@ -30,10 +27,6 @@ COLUMNS = (
     "n_experts", "topk", "expert_ffn", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "ep", "sp",
     "micro_batch", "global_batch_seqs", "zero_stage", "recompute", "attention", "fused_norm",
 )  # fmt: skip
-
-
-class Unusable(Exception):
-    """Why a row cannot be evaluated; the message is the reason that is reported."""
 
 
 @dataclass(frozen=True)
@@ -92,26 +85,6 @@ class _Row:
         if value is None:
             raise Unusable(f"{name} is not stated")
         return value
-
-
-def read_table(path: str | os.PathLike[str], columns: Iterable[str] = COLUMNS) -> list[dict[str, Any]]:
-    """Rows of a CSV file as mappings.
-
-    Raises:
-        FroudeError: when the file cannot be read or lacks columns.
-    """
-    if not Path(path).is_file():
-        raise FroudeError(f"{path}: no such file")
-    try:
-        table = pl.read_csv(Path(path), infer_schema_length=None)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
-        raise FroudeError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise FroudeError(f"{path}: lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    if table.height == 0:
-        raise FroudeError(f"{path}: has no rows")
-    return table.to_dicts()
 
 
 def run_of(cells: Mapping[str, Any]) -> Run:

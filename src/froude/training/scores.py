@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from froude.core.measurements import Skipped
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -41,14 +43,6 @@ class Scores:
             "n": self.n,
             **{name: _finite(getattr(self, name)) for name in ("median_ape", "p90_ape", "bias")},
         }
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A row that was not evaluated, and why."""
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ _PUBLIC: dict[str, str] = {
     "run_serve": "froude.runtime.engine.api",
     "check_requests": "froude.runtime.engine.api",
     "simulate_serve": "froude.serving.api",
+    "read_launch": "froude.exports.launch",
     "check_serve": "froude.serving.measured",
     "load_trace": "froude.workloads.readers",
     "bench_serve": "froude.planning.bench",

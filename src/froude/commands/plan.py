@@ -75,8 +75,13 @@ def serve(
     attainment: Annotated[float, typer.Option(help="Share of requests that must meet all targets.")] = 0.9,
     max_usd_per_hour: Annotated[float | None, typer.Option(help="Refuse fleets that cost more.")] = None,
     tp: Annotated[str, typer.Option(help="Degrees of tensor parallelism to try.")] = "1,2,4,8",
-    schedulers: Annotated[str, typer.Option(help="NAME or NAME:TOKENS, to try.")] = "vllm-v1:512,vllm-v1:2048",
+    schedulers: Annotated[
+        str | None, typer.Option(help="NAME or NAME:TOKENS, to try; the engine's own with 512 and 2048 tokens.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="Serving engine.")] = "vllm",
+    precision: Annotated[str | None, typer.Option(help="Format of the weights: bf16, fp8, nvfp4, ...")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Type of the cache: auto, bf16, fp8.")] = None,
+    prefix_cache: Annotated[bool, typer.Option("--prefix-cache", help="Find prompts again (needs hashes).")] = False,
     requests: Annotated[int | None, typer.Option(help="Of the load; by default it lasts three minutes.")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and synthetic lengths.")] = 0,
     as_json: Json = False,
@@ -107,6 +112,9 @@ def serve(
             seed=seed,
             progress=progress.say,
             engine=engine,
+            precision=precision,
+            kv_dtype=kv_dtype,
+            prefix_cache=prefix_cache,
         )
     if out is not None:
         write_fleet_report(found, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,11 +37,17 @@ def train(
 
 @group.command("serve")
 def serve(
-    model: Annotated[str, typer.Option(metavar="M", help="A model's name, a config.json, or its folder.")],
     cluster: Annotated[str, typer.Option(metavar="C", help="DEVICE:COUNT, such as h100-sxm:1, or a YAML file.")],
     trace: Annotated[
         str, typer.Option(metavar="T", help="Azure or other CSV, Mooncake or vLLM JSONL, or lognormal:in=1000,out=200.")
     ],
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="A model's name, a config.json, or its folder.", show_default=False)
+    ] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(help="The engine's own launch command, or a file with it: sets the rest."),
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Requests per second, in place of the trace's arrivals.")] = None,
     arrivals: Annotated[
         str, typer.Option(help="poisson, constant, gamma:cv=2, diurnal:peak=3,period=86400.")
@@ -50,23 +56,25 @@ def serve(
     time_scale: Annotated[float | None, typer.Option(help="Stretch the trace's own arrivals.")] = None,
     requests: Annotated[int | None, typer.Option(help="How many, from the start of the trace.")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and synthetic lengths.")] = 0,
-    tp: Annotated[int, typer.Option(help="Devices that attend to a request together.")] = 1,
-    dp: Annotated[int, typer.Option(help="Such groups in one replica, which share its experts.")] = 1,
-    ep: Annotated[int, typer.Option(help="Devices of a replica over which experts are spread.")] = 1,
+    tp: Annotated[int | None, typer.Option(help="Devices that attend to a request together (1).")] = None,
+    dp: Annotated[int | None, typer.Option(help="Such groups in one replica, which share its experts (1).")] = None,
+    ep: Annotated[int | None, typer.Option(help="Devices of a replica over which experts are spread (1).")] = None,
     precision: Annotated[
         str | None, typer.Option(help="Format of the weights: bf16, fp8, nvfp4, mxfp4, w4a16, ...")
     ] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Type of the cache: auto, bf16, fp8.")] = None,
-    replicas: Annotated[int, typer.Option(help="Replicas behind the router.")] = 1,
+    replicas: Annotated[int | None, typer.Option(help="Replicas behind the router (1).")] = None,
     disaggregate: Annotated[str | None, typer.Option(help="PREFILL:DECODE replicas, such as 2:6.")] = None,
     autoscale: Annotated[str | None, typer.Option(help="kubernetes-hpa:min=1,max=8,start=120,target=16.")] = None,
-    router: Annotated[str, typer.Option(help="round-robin, least-outstanding, ...")] = "least-outstanding",
-    engine: Annotated[str, typer.Option(help="Serving engine.")] = "vllm",
+    router: Annotated[str | None, typer.Option(help="round-robin, least-outstanding (default), ...")] = None,
+    engine: Annotated[str | None, typer.Option(help="Serving engine (vllm).")] = None,
     scheduler: Annotated[str | None, typer.Option(help="vllm-v1, vllm-v0, sarathi-serve, orca, ...")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Token budget of an iteration.")] = None,
     max_seqs: Annotated[int | None, typer.Option(help="Most sequences running at once.")] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of memory the engine takes.")] = None,
-    prefix_cache: Annotated[bool, typer.Option("--prefix-cache", help="Find prompts again (needs hashes).")] = False,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of memory, as the engine counts.")] = None,
+    prefix_cache: Annotated[
+        bool | None, typer.Option("--prefix-cache/--no-prefix-cache", help="Find prompts again (needs hashes).")
+    ] = None,
     technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a published technique on.")] = None,
     slo: Annotated[str | None, typer.Option(help="Targets in seconds: ttft=0.5,tpot=0.05.")] = None,
     stepping: Annotated[bool, typer.Option("--stepping", help="One iteration at a time: same figures, slow.")] = False,
@@ -75,15 +83,38 @@ def serve(
 ) -> None:
     """Serve a request trace on a model and machines."""
     from froude.core.errors import FroudeError
+    from froude.exports.launch import read_launch
     from froude.reports.serving import show_serve, write_serve_report
     from froude.serving.api import simulate_serve
 
     if stepping and out is not None:
         raise FroudeError("stepping: records no segments for a timeline; leave out --out or --stepping")
+    given = {
+        "model": model,
+        "engine": engine,
+        "scheduler": scheduler,
+        "tensor_parallel": tp,
+        "data_parallel": dp,
+        "expert_parallel": ep,
+        "precision": precision,
+        "kv_dtype": kv_dtype,
+        "replicas": replicas,
+        "disaggregate": disaggregate,
+        "autoscale": autoscale,
+        "router": router,
+        "chunk_tokens": chunk_tokens,
+        "max_seqs": max_seqs,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "prefix_cache": prefix_cache,
+    }
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if launch is not None:
+        asked = {**read_launch(launch), **asked}
+    if "model" not in asked:
+        raise FroudeError("model: none is given; name one with --model, or a command that does with --launch")
     result = simulate_serve(
-        model,
-        cluster,
-        trace,
+        cluster=cluster,
+        trace=trace,
         rate=rate,
         arrivals=arrivals,
         concurrency=concurrency,
@@ -93,22 +124,8 @@ def serve(
         slo=slo,
         stepping=stepping,
         record=out is not None,
-        engine=engine,
-        scheduler=scheduler,
-        tensor_parallel=tp,
-        data_parallel=dp,
-        expert_parallel=ep,
-        precision=precision,
-        kv_dtype=kv_dtype,
-        replicas=replicas,
-        disaggregate=disaggregate,
-        autoscale=autoscale,
-        router=router,
-        chunk_tokens=chunk_tokens,
-        max_seqs=max_seqs,
-        gpu_memory_utilization=gpu_memory_utilization,
-        prefix_cache=prefix_cache,
         techniques=technique or (),
+        **asked,
     )
     if out is not None:
         write_serve_report(result, out)

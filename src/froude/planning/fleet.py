@@ -16,7 +16,6 @@ DistServe, arXiv:2401.09670 (targets met by 90% of the requests).
 from __future__ import annotations
 
 import math
-import shlex
 import time as clock
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -26,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from froude.core.errors import FroudeError, InvalidValueError
-from froude.exports import vllm
-from froude.exports.vllm import vllm_command
+from froude.exports.launch import launch_script
 from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
 from froude.serving.api import Deployment, build_deployment, sequences_of
+from froude.serving.engine_spec import find_engine
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
 from froude.serving.outcome import Worker
 from froude.serving.policy import SCHEDULERS
@@ -123,9 +122,8 @@ class Fleet:
         return summary(self.latencies.e2e_s)["p90"]
 
     def launch(self) -> list[str | None]:
-        """vLLM's command for each kind of replica; None for schedulers that it does not have."""
-        kinds = [kind.deployment for kind, _ in self.replicas]
-        return [shlex.join(vllm_command(d)) if d.scheduler.name in vllm.SCHEDULERS else None for d in kinds]
+        """The engine's command for each kind of replica; None for schedulers that it does not have."""
+        return [_launched(kind.deployment) for kind, _ in self.replicas]
 
     def json(self) -> dict[str, Any]:
         """For machines."""
@@ -150,6 +148,13 @@ class Fleet:
             "usd_per_million_output_tokens": self.usd_per_hour / 3600.0 / output_rate * 1e6,
             "launch": self.launch(),
         }
+
+
+def _launched(deployment: Deployment) -> str | None:
+    try:
+        return launch_script(deployment).strip()
+    except InvalidValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,7 @@ def plan_serve(
     attainment: float = 0.9,
     max_usd_per_hour: float | None = None,
     tensor_parallel: Iterable[int] = DEGREES,
-    schedulers: str = "vllm-v1:512,vllm-v1:2048",
+    schedulers: str | None = None,
     requests: int | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda what: None,
@@ -234,7 +239,7 @@ def plan_serve(
         attainment: share of requests that must meet all of them.
         max_usd_per_hour: more than that is refused.
         tensor_parallel: degrees to try, where they divide the model and fit a node.
-        schedulers: names, with token budgets after a colon.
+        schedulers: names, with token budgets after a colon; by default the engine's own with 512 and with 2048 tokens.
         requests: of the load that fleets are simulated on; by default three minutes of it.
         seed: of the arrivals.
         progress: told what is being looked at.
@@ -256,6 +261,8 @@ def plan_serve(
     named: list[str | Cluster] = list(devices) if not isinstance(devices, str) else []
     if isinstance(devices, str):
         named += [name.strip() for name in devices.split(",") if name.strip()]
+    own = find_engine(deployment.get("engine", "vllm")).scheduler
+    schedulers = schedulers or f"{own}:512,{own}:2048"
     search = _Search(load, targets, attainment, seed, _HORIZON_S if requests is None else requests / rate)
     warnings: list[str] = []
     candidates = _candidates(arch, named, tuple(tensor_parallel), schedulers, deployment, warnings)

@@ -106,8 +106,11 @@ def cost_chart(found: ServePlan) -> Any:
 
 
 def write_fleet_report(found: ServePlan, folder: str | os.PathLike[str]) -> Path:
-    """Write ``report.html`` and ``launch.sh``; returns the report's path."""
+    """Write ``report.html``, ``launch.sh`` and ``kubernetes.yaml``; returns the report's path."""
+    from dataclasses import replace
+
     from froude.core.spec import write_atomically
+    from froude.exports.launch import kubernetes
 
     out = Path(folder)
     page = Report(f"Fleet for {_title(found)}", f"lengths of {found.trace.name}")
@@ -117,11 +120,18 @@ def write_fleet_report(found: ServePlan, folder: str | os.PathLike[str]) -> Path
     lines = ["#!/bin/sh", f"# {_title(found)}: {name_of(found.fleets[0])}"]
     for (kind, count), command in zip(found.fleets[0].replicas, found.fleets[0].launch(), strict=True):
         lines += [f"# on each of {count} x {kind.deployment.tensor_parallel} {kind.device}:"]
-        lines += [command or f"# vLLM has no scheduler {kind.scheduler}"]
+        lines += [command or f"# {kind.deployment.engine.name} has no launch command for {kind.scheduler}"]
     page.heading("Launch").code("\n".join(lines[2:]))
     page.heading("Assumptions")
     for note in (*found.assumptions, *found.warnings):
         page.text(note, note=True)
     write_atomically(out / "launch.sh", "\n".join(lines) + "\n")
+    manifests = [
+        kubernetes(replace(kind.deployment, replicas=count), f"froude-{kind.device}")
+        for (kind, count), command in zip(found.fleets[0].replicas, found.fleets[0].launch(), strict=True)
+        if command is not None
+    ]
+    if manifests:
+        write_atomically(out / "kubernetes.yaml", "---\n".join(manifests))
     page.write(out / "report.html")
     return out / "report.html"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tomllib
 from importlib import resources
+from typing import Literal
 
 from pydantic import Field
 
@@ -41,6 +42,8 @@ class EngineSpec(Spec):
         graph_sizes: sizes that are captured; smaller batches are padded to the next.
         block_tokens: tokens of a cache block.
         gpu_memory_utilization: fraction of device memory the engine may use.
+        memory_fraction_of: what the engine takes that fraction of, and for what: "all" memory for everything, "all" of
+            it for weights and cache only ("static"), or what weights and the rest leave, for the cache ("free").
         step_s, sequence_s: host time per iteration and per running sequence.
         request_s: time of a request outside the engine's loop, before its first token reaches the client.
         block_product_s: extra time of a product with block-scaled weights, by instruction generation of the device.
@@ -60,6 +63,7 @@ class EngineSpec(Spec):
     graph_sizes: GraphSizes
     block_tokens: int = Field(gt=0)
     gpu_memory_utilization: float = Field(gt=0, le=1)
+    memory_fraction_of: Literal["all", "static", "free"] = "all"
     step_s: Figure
     sequence_s: Figure
     request_s: Figure

@@ -65,7 +65,14 @@ def size_pool(
     def left(ways: int) -> tuple[float, float, float, float]:
         weights = experts / (ways * data_parallel) + others / ways
         peak = _activation_bytes(arch, ways, max_batched_tokens, max_seqs)
-        room = used * device.memory_bytes - weights - peak - engine.reserve_bytes.value
+        others_bytes = peak + engine.reserve_bytes.value
+        match engine.memory_fraction_of:
+            case "all":
+                room = used * device.memory_bytes - weights - others_bytes
+            case "static":
+                room = min(used * device.memory_bytes, device.memory_bytes - others_bytes) - weights
+            case "free":
+                room = used * (device.memory_bytes - weights - others_bytes)
         return room, weights, peak, _token_bytes(arch, ways, kv_dtype)
 
     room, weights, peak, token_bytes = left(tensor_parallel)

@@ -75,6 +75,10 @@ def serve(
     prefix_cache: Annotated[
         bool | None, typer.Option("--prefix-cache/--no-prefix-cache", help="Find prompts again (needs hashes).")
     ] = None,
+    swap_space: Annotated[
+        float | None,
+        typer.Option(help="GiB of host memory a device, for preempted requests.", show_default="recompute"),
+    ] = None,
     technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a published technique on.")] = None,
     slo: Annotated[str | None, typer.Option(help="Targets in seconds: ttft=0.5,tpot=0.05.")] = None,
     stepping: Annotated[bool, typer.Option("--stepping", help="One iteration at a time: same figures, slow.")] = False,
@@ -106,6 +110,7 @@ def serve(
         "max_seqs": max_seqs,
         "gpu_memory_utilization": gpu_memory_utilization,
         "prefix_cache": prefix_cache,
+        "swap_space": swap_space,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if launch is not None:

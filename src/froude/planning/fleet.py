@@ -79,7 +79,7 @@ class Candidate:
     def worker(self) -> Worker:
         """As the simulator takes it."""
         d = self.deployment
-        return Worker(d.scheduler, d.time, d.pool.blocks, d.pool.block_tokens)
+        return d.worker
 
     def json(self) -> dict[str, Any]:
         """For machines."""

@@ -23,7 +23,7 @@ from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool, size_pool
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
 from froude.serving.model_time import ModelIterationTime, check_parallel
-from froude.serving.outcome import Outcome, Worker
+from froude.serving.outcome import Outcome, Swap, Worker
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
 from froude.serving.precision import find_precision
 from froude.serving.router import ROUTERS, Router
@@ -50,6 +50,7 @@ class Deployment:
         pool: cache of one replica.
         prefix_cache: prompts stay in the pool and are found again.
         autoscale: replicas come and go; ``replicas`` is the most there can be.
+        swap: room in host memory for the cache of preempted sequences; None where they are computed again.
         disaggregate: replicas that only compute prompts, and replicas that only generate; None where all do both.
     """
 
@@ -67,6 +68,12 @@ class Deployment:
     autoscale: Autoscaling | None = None
     data_parallel: int = 1
     expert_parallel: int = 1
+    swap: Swap | None = None
+
+    @property
+    def worker(self) -> Worker:
+        """One replica, as the simulator takes it."""
+        return Worker(self.scheduler, self.time, self.pool.blocks, self.pool.block_tokens, self.swap)
 
     @property
     def devices(self) -> int:
@@ -185,6 +192,14 @@ class ServeResult:
                 if d.disaggregate
                 else []
             ),
+            *(
+                [
+                    f"preempted requests leave up to {d.swap.host_blocks} blocks of cache in host memory; "
+                    f"the engine waits {d.swap.block_ps / 1e6:.3g} us for each, either way"
+                ]
+                if d.swap
+                else []
+            ),
             "energy is the accelerators' alone: the power limit while busy, idle power otherwise",
             "every request generates exactly the tokens of the trace",
         ]
@@ -229,6 +244,7 @@ def build_deployment(
     max_seqs: int | None = None,
     gpu_memory_utilization: float | None = None,
     prefix_cache: bool = False,
+    swap_space: float | None = None,
     techniques: Iterable[str | ServingTechnique] = (),
 ) -> Deployment:
     """A deployment from names.
@@ -305,7 +321,18 @@ def build_deployment(
         scaling,
         data_parallel,
         expert_parallel,
+        None if swap_space is None else _swap(swap_space, pool, machines.device),
     )
+
+
+def _swap(gibibytes: float, pool: Pool, device: Device) -> Swap:
+    """Every device copies its own part of a block over its own link to the host."""
+    if not gibibytes > 0:
+        raise InvalidValueError("swap_space", gibibytes, "is no amount of memory; give GiB a device")
+    if not device.host_bandwidth > 0:
+        raise InvalidValueError("swap_space", device.name, "has no link to host memory in the catalogue")
+    block_bytes = pool.bytes_per_token * pool.block_tokens
+    return Swap(int(gibibytes * 2**30 // block_bytes), round(block_bytes / device.host_bandwidth * PS))
 
 
 def configured(engine: EngineSpec, device: Device, precision: str | None, kv_dtype: str | None) -> EngineSpec:
@@ -368,6 +395,9 @@ def sequences_of(trace: Trace) -> list[Sequence]:
     if trace.priority is not None:
         for sequence, priority in zip(sequences, trace.priority.tolist(), strict=True):
             sequence.priority = priority
+    if trace.client is not None:
+        for sequence, client in zip(sequences, trace.client.tolist(), strict=True):
+            sequence.client = client
     return sequences
 
 
@@ -434,6 +464,7 @@ def run_deployment(
         "router": router,
         "concurrency": concurrency,
         "prefix_unit_tokens": units,
+        "swap": built.swap,
     }
     start = clock.perf_counter()
     pool = built.pool
@@ -460,7 +491,7 @@ def _disaggregated(
     stepping: bool,
     record: bool,
 ) -> Outcome:
-    worker = Worker(built.scheduler, built.time, built.pool.blocks, built.pool.block_tokens)
+    worker = built.worker
     return serve_disaggregated(
         sequences,
         [worker] * split[0],

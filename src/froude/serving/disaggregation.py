@@ -70,7 +70,8 @@ def serve_disaggregated(
     able = admissible(list(trace), outcome, [*prefill, *decode])
     noted = _Noting(routers[0])
     prompts = [
-        Sequence(i, s.arrival_ps, s.prompt_tokens, 1, priority=s.priority, prefix=s.prefix) for i, s in enumerate(able)
+        Sequence(i, s.arrival_ps, s.prompt_tokens, 1, priority=s.priority, prefix=s.prefix, client=s.client)
+        for i, s in enumerate(able)
     ]
     first = play(prompts, prefill, router=noted, prefix_unit_tokens=prefix_unit_tokens)
 
@@ -89,7 +90,9 @@ def serve_disaggregated(
     generating = []
     for place, (arrival_ps, i) in enumerate(moved):
         s = able[i]
-        late = Sequence(place, arrival_ps, s.prompt_tokens, s.output_tokens, s.limit_tokens, s.priority)
+        late = Sequence(
+            place, arrival_ps, s.prompt_tokens, s.output_tokens, s.limit_tokens, s.priority, client=s.client
+        )
         late.computed_tokens, late.generated_tokens = s.prompt_tokens, 1
         generating.append(late)
     second = play(generating, decode, router=routers[1]) if generating else Outcome(0)

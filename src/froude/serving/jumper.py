@@ -13,6 +13,7 @@ from collections.abc import Generator
 from heapq import heappop, heappush
 
 from froude.core.errors import FroudeError
+from froude.serving.client_lines import ClientLines
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Segment, Worker
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
@@ -52,8 +53,16 @@ class Jumper(View):
         self.block_tokens = block_tokens
         self.arrivals = arrivals
         self.replica = replica
+        self.swap = worker.swap
+        self.free_host_blocks = worker.swap.host_blocks if worker.swap else 0
+        self.copying_ps = 0  # of sequences that move to host memory and back, before the next iteration
+        weights = scheduler.service_weights
+        self.lines = ClientLines(self, weights, arrivals) if weights else None
         keyed = bool(trace) and scheduler.key(trace[0]) is not None
+        self.queue: FirstComeQueue | KeyedQueue | ClientLines
         self.queue = KeyedQueue(arrivals, self) if keyed else FirstComeQueue(arrivals, self)
+        if self.lines is not None:
+            self.queue = self.lines
         self.waiting = self.queue
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
         self.horizon = NO_TIME
@@ -129,6 +138,14 @@ class Jumper(View):
         place[sequence.id] = len(admissions)
         admissions.append(sequence)
         self.prefilling.append(sequence)
+        if sequence.host_blocks:
+            self.free_host_blocks += sequence.host_blocks
+            self._copy(sequence.host_blocks)
+            sequence.host_blocks = 0
+
+    def _copy(self, blocks: int) -> None:
+        assert self.swap is not None
+        self.copying_ps += self.swap.sequence_ps + blocks * self.swap.block_ps
 
     def _start_decoding(self, sequence: Sequence) -> None:
         size, computed = self.block_tokens, sequence.computed_tokens
@@ -137,6 +154,8 @@ class Jumper(View):
         heappush(self.completions, finish << _ID_BITS | sequence.id)
         self.decoding += 1
         self.context_tokens += computed
+        if self.lines is not None:
+            self.lines.generate(sequence.client, 1)
         if sequence.blocks * size < computed + size:  # no block set aside
             residue = (computed - self.counter) % size  # `_grow` in line
             self.growing[residue] += 1
@@ -155,6 +174,8 @@ class Jumper(View):
         self.finish_at[sequence.id] = 0
         self.decoding -= 1
         self.context_tokens -= sequence.computed_tokens
+        if self.lines is not None:
+            self.lines.generate(sequence.client, -1)
         if sequence.id in self.fixed:
             self.fixed.remove(sequence.id)
         else:
@@ -177,7 +198,13 @@ class Jumper(View):
         else:
             self.prefilling.remove(sequence)
         self._release(sequence)
-        sequence.computed_tokens = 0
+        blocks = -(-sequence.computed_tokens // self.block_tokens)
+        if self.swap is not None and 0 < blocks <= self.free_host_blocks:
+            sequence.host_blocks = blocks
+            self.free_host_blocks -= blocks
+            self._copy(blocks)
+        else:
+            sequence.computed_tokens = 0
         self.queue.put_back(sequence)
         self.outcome.preemptions[sequence.id] += 1
 
@@ -225,6 +252,8 @@ class Jumper(View):
         self.finish_at[sequence.id] = 0
         self.decoding -= 1
         self.context_tokens -= computed
+        if self.lines is not None:
+            self.lines.generate(sequence.client, -1)
         if self.fixed and sequence.id in self.fixed:
             self.fixed.remove(sequence.id)
         else:
@@ -319,6 +348,8 @@ class Jumper(View):
                 rows = self.decoding if decode else 0
                 prompts = [(tokens, s.computed_tokens) for s, tokens in prefill] if prefill else ()
                 first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
+                if self.copying_ps:
+                    first, slope, count, self.copying_ps = first + self.copying_ps, 0, 1, 0
                 if left < count:
                     count = left
                 if rows:
@@ -384,6 +415,8 @@ class Jumper(View):
                 if rows:
                     self.counter += count
                     self.context_tokens += rows * count
+                    if self.lines is not None:
+                        self.lines.charge_generating(count)
                 for sequence, tokens in prefill:
                     computed = sequence.computed_tokens + tokens * count
                     if reserves:
@@ -402,6 +435,8 @@ class Jumper(View):
                     if remaining == 0:
                         prefilling.remove(sequence)
                         sequence.generated_tokens += 1
+                        if self.lines is not None:
+                            self.lines.charge(sequence.client, 1)
                         if sequence.generated_tokens == 1:
                             first_ps[sequence.id] = now
                         if sequence.generated_tokens < sequence.output_tokens:

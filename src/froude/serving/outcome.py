@@ -66,14 +66,32 @@ class Outcome:
         self.preemptions = [0] * self.requests
 
 
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Preempted sequences leave their cache in host memory, and fetch it when they run again.
+
+    The engine waits for copies, as vLLM V0 did with ``preemption_mode="swap"``; a sequence that finds no room there is
+    computed again. Source: Kwon et al. (2023), arXiv:2309.06180, section 4.5.
+
+    Attributes:
+        host_blocks: room in host memory, in blocks of the cache.
+        block_ps, sequence_ps: time to copy a block, and to begin the copy of a sequence, either way.
+    """
+
+    host_blocks: int
+    block_ps: int
+    sequence_ps: int = 0
+
+
 @dataclass(frozen=True)
 class Worker:
-    """One engine of a fleet: its scheduler, what its iterations take, and its cache."""
+    """One engine of a fleet: its scheduler, what its iterations take, its cache, and perhaps room to swap to."""
 
     scheduler: Scheduler
     time: IterationTime
     total_blocks: int
     block_tokens: int = 16
+    swap: Swap | None = None
 
 
 def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_tokens: int) -> bool:

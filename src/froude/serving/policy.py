@@ -32,9 +32,12 @@ class Sequence:
         output_tokens: tokens it will generate. A scheduler may read it only if it declares `Scheduler.clairvoyant`.
         limit_tokens: most tokens it may generate (the request's ``max_tokens``), known to every scheduler.
         computed_tokens: tokens whose keys and values are in the cache. For a waiting sequence at the head of the queue:
-            what the prefix cache already holds of it.
+            what the prefix cache, or host memory, already holds of it.
         generated_tokens: tokens generated so far; a preempted sequence keeps them and computes them again.
         blocks: cache blocks held.
+        host_blocks: blocks that it holds in host memory: it was preempted by swapping, and comes back with what was
+            computed.
+        client: on whose behalf, to schedulers that are fair.
         priority: smaller is served first, by schedulers that look at it.
         prefix: hashes of its prompt's blocks, when the trace has them.
         units: those of them that it holds in the prefix cache while it runs.
@@ -43,8 +46,10 @@ class Sequence:
     __slots__ = (
         "arrival_ps",
         "blocks",
+        "client",
         "computed_tokens",
         "generated_tokens",
+        "host_blocks",
         "id",
         "limit_tokens",
         "output_tokens",
@@ -63,6 +68,7 @@ class Sequence:
         limit_tokens: int | None = None,
         priority: float = 0.0,
         prefix: tuple[int, ...] = (),
+        client: int = 0,
     ) -> None:
         self.id = id
         self.arrival_ps = arrival_ps
@@ -72,7 +78,9 @@ class Sequence:
         self.computed_tokens = 0
         self.generated_tokens = 0
         self.blocks = 0
+        self.host_blocks = 0
         self.priority = priority
+        self.client = client
         self.prefix = prefix
         self.units: list[int]  # set at admission, with a prefix cache
 
@@ -189,11 +197,14 @@ class Scheduler(ABC):
         max_batched_tokens: token budget of one iteration.
         max_seqs: most sequences running at once.
         watermark: fraction of the cache that admission leaves free.
+        service_weights: of a prompt token and of a generated one in what a client is charged; where given, each client
+            has a line of its own, and `View.waiting` is a `froude.serving.client_lines.ClientLines`.
     """
 
     name: ClassVar[str]
     source: ClassVar[Source]
     clairvoyant: ClassVar[bool] = False
+    service_weights: tuple[int, int] | None = None
 
     def __init__(self, max_batched_tokens: int = 2048, max_seqs: int = 256, watermark: float = 0.0) -> None:
         if max_seqs < 1:

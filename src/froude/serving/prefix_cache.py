@@ -118,6 +118,8 @@ def make_caches(workers: list[Worker], unit_tokens: int | None) -> list[PrefixCa
     """One cache per worker; None for each where prefixes are not kept."""
     if unit_tokens is None:
         return [None] * len(workers)
+    if any(w.swap for w in workers):
+        raise InvalidValueError("preemption", "swap", "cannot be combined with a prefix cache; recompute can")
     return [PrefixCache(w.total_blocks, w.block_tokens, unit_tokens) for w in workers]
 
 

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from froude.serving.autoscaling import ScalingRouter
 from froude.serving.iteration import IterationTime, PaceController
 from froude.serving.jumper import Jumper
-from froude.serving.outcome import NO_TIME, Outcome, Worker, admissible
+from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence
 from froude.serving.prefix_cache import count_hits, make_caches
 from froude.serving.router import Router
@@ -32,6 +32,7 @@ def jump(
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
     record: bool = False,
+    swap: Swap | None = None,
 ) -> Outcome:
     """Simulate by jumping.
 
@@ -46,10 +47,11 @@ def jump(
         prefix_unit_tokens: keep prefixes; tokens that one hash of `Sequence.prefix` stands for.
         controllers: one for each replica, free to change what iterations take.
         record: keep a `Segment` per jump.
+        swap: preempt to host memory; not together with a prefix cache.
     """
     return jump_fleet(
         sequences,
-        [Worker(scheduler, time, total_blocks, block_tokens)] * replicas,
+        [Worker(scheduler, time, total_blocks, block_tokens, swap)] * replicas,
         router=router,
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,

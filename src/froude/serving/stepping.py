@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from froude.core.errors import FroudeError
 from froude.serving.autoscaling import ScalingRouter
+from froude.serving.client_lines import ClientLines
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
-from froude.serving.outcome import NO_TIME, Outcome, Worker, admissible
+from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache, count_hits, make_caches
 from froude.serving.router import Router
@@ -21,11 +22,23 @@ from froude.serving.router import Router
 
 @dataclass(slots=True)
 class Iteration:
-    """One iteration: ``prompts`` as (sequence, tokens to compute, tokens already in the cache), and who decodes."""
+    """One iteration: ``prompts`` as (sequence, tokens to compute, tokens already in the cache), and who decodes.
+
+    Before it, those of the ``preempted`` that are in ``swapped_out`` leave their blocks in host memory, and those in
+    ``swapped_in`` fetch them from there; each with how many.
+    """
 
     prompts: list[tuple[Sequence, int, int]] = field(default_factory=list)
     decoding: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    swapped_out: list[tuple[Sequence, int]] = field(default_factory=list)
+    swapped_in: list[tuple[Sequence, int]] = field(default_factory=list)
+
+    def copying_ps(self, swap: Swap | None) -> int:
+        """Time that its copies take."""
+        if swap is None:
+            return 0
+        return sum(swap.sequence_ps + blocks * swap.block_ps for _, blocks in (*self.swapped_out, *self.swapped_in))
 
 
 class Queue:
@@ -54,8 +67,15 @@ class Queue:
             self.engine.free_blocks -= self.engine.cache.acquire(sequence)
         return sequence
 
-    def put(self, sequence: Sequence, front: bool) -> None:
-        """Join: by the scheduler's key if it has one, else at the front (preempted) or the back (arrived)."""
+    def join(self, sequence: Sequence) -> None:
+        """A request arrives: by the scheduler's key if it has one, else at the back."""
+        self._put(sequence, front=False)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """A preempted sequence returns: by the scheduler's key if it has one, else to the front."""
+        self._put(sequence, front=True)
+
+    def _put(self, sequence: Sequence, front: bool) -> None:
         key = self.scheduler.key(sequence)
         if key is None:
             self.items.insert(0 if front else len(self.items), sequence)
@@ -73,13 +93,22 @@ class Stepper(View):
     """The state of one engine, advanced one iteration at a time."""
 
     def __init__(
-        self, scheduler: Scheduler, total_blocks: int, block_tokens: int = 16, cache: PrefixCache | None = None
+        self,
+        scheduler: Scheduler,
+        total_blocks: int,
+        block_tokens: int = 16,
+        cache: PrefixCache | None = None,
+        swap: Swap | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.cache = cache
+        self.swap = swap
+        self.free_host_blocks = swap.host_blocks if swap else 0
         self.total_blocks = self.free_blocks = total_blocks
         self.block_tokens = block_tokens
-        self.waiting = self.queue = Queue(self)
+        weights = scheduler.service_weights
+        self.lines = ClientLines(self, weights) if weights else None
+        self.waiting = self.queue = Queue(self) if self.lines is None else self.lines
         self.active: list[Sequence] = []  # running, in order of admission
         self.prefilling: list[Sequence] = []
         self.now_ps = 0
@@ -115,11 +144,13 @@ class Stepper(View):
 
     def arrive(self, sequence: Sequence) -> None:
         """A request joins the queue."""
-        self.queue.put(sequence, front=False)
+        self.queue.join(sequence)
 
     def begin(self, now_ps: int) -> Iteration:
         """Ask the scheduler, preempt, take blocks. Nothing to compute means an idle engine."""
         self._refresh(now_ps)
+        if self.lines is not None:
+            self.lines.settle()
         decision = self.scheduler.schedule(self)
         iteration = Iteration()
         for sequence in decision.preempt:
@@ -137,6 +168,10 @@ class Stepper(View):
             if sequence not in self.active:
                 self.active.append(sequence)
                 self.prefilling.append(sequence)
+                if sequence.host_blocks:
+                    iteration.swapped_in.append((sequence, sequence.host_blocks))
+                    self.free_host_blocks += sequence.host_blocks
+                    sequence.host_blocks = 0
         return iteration
 
     def finish(self, iteration: Iteration, stopped: Collection[int] = ()) -> tuple[list[Sequence], list[Sequence]]:
@@ -163,6 +198,8 @@ class Stepper(View):
         done = []
         for sequence in emitted:
             sequence.generated_tokens += 1
+            if self.lines is not None:
+                self.lines.charge(sequence.client, 1)
             if sequence.generated_tokens >= sequence.output_tokens or sequence.id in stopped:
                 done.append(sequence)
                 self.active.remove(sequence)
@@ -189,8 +226,14 @@ class Stepper(View):
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
         self._release(sequence)
-        sequence.computed_tokens = 0
-        self.queue.put(sequence, front=True)
+        blocks = -(-sequence.computed_tokens // self.block_tokens)
+        if 0 < blocks <= self.free_host_blocks:
+            sequence.host_blocks = blocks
+            self.free_host_blocks -= blocks
+            iteration.swapped_out.append((sequence, blocks))
+        else:
+            sequence.computed_tokens = 0
+        self.queue.put_back(sequence)
         iteration.preempted.append(sequence)
 
 
@@ -206,11 +249,12 @@ def step(
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
+    swap: Swap | None = None,
 ) -> Outcome:
     """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
     return step_fleet(
         sequences,
-        [Worker(scheduler, time, total_blocks, block_tokens)] * replicas,
+        [Worker(scheduler, time, total_blocks, block_tokens, swap)] * replicas,
         router=router,
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,
@@ -233,7 +277,7 @@ def step_fleet(
     arrivals = admissible(trace, outcome, workers, concurrency)
     caches = make_caches(workers, prefix_unit_tokens)
     engines = [
-        _Replica(Stepper(w.scheduler, w.total_blocks, w.block_tokens, cache), w.time, outcome)
+        _Replica(Stepper(w.scheduler, w.total_blocks, w.block_tokens, cache, w.swap), w.time, outcome)
         for w, cache in zip(workers, caches, strict=True)
     ]
     for engine, controller in zip(engines, controllers or [], strict=False):
@@ -307,15 +351,17 @@ class _Replica:
         """Begin an iteration, if there is anything to compute."""
         self._observe(now)
         iteration = self.stepper.begin(now)
+        copying_ps = iteration.copying_ps(self.stepper.swap)
         while iteration.preempted and not iteration.prompts and not iteration.decoding:
             self._count(iteration)
             iteration = self.stepper.begin(now)
+            copying_ps += iteration.copying_ps(self.stepper.swap)
         self._count(iteration)
         if not iteration.prompts and not iteration.decoding:
             return
         context = sum(s.computed_tokens + 1 for s in iteration.decoding)
         prompts = [(tokens, prefix) for _, tokens, prefix in iteration.prompts]
-        took = self.time.segment(len(iteration.decoding), context, prompts)[0]
+        took = copying_ps + self.time.segment(len(iteration.decoding), context, prompts)[0]
         self.iteration, self.ends_ps = iteration, now + took
         self.outcome.busy_ps += took
         self.outcome.iterations += 1

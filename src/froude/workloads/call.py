@@ -19,6 +19,7 @@ class Call:
         prefix_ids: hashes of its prompt's blocks, in order; calls with a common beginning share cache.
         deadline_s: time from being made by which it should be done.
         priority: smaller is more urgent.
+        client: on whose behalf it is made.
     """
 
     id: int
@@ -30,3 +31,4 @@ class Call:
     prefix_ids: tuple[int, ...] = ()
     deadline_s: float = math.inf
     priority: float = 0.0
+    client: int = 0

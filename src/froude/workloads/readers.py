@@ -108,7 +108,11 @@ def _table(name: str, table: pl.DataFrame) -> Trace:
         source = "Patel et al. (2024), Splitwise, arXiv:2311.18677"
         # A request that generated nothing still emits the token that ends it.
         outputs = np.maximum(outputs, 1)
-    more = {"priority": _times(name, table, "priority")} if "priority" in table.columns else {}
+    more: dict[str, Any] = {}
+    if "priority" in table.columns:
+        more["priority"] = _times(name, table, "priority")
+    if "client" in table.columns:  # any text; equal texts are one client
+        more["client"] = table["client"].fill_null("").rank("dense").to_numpy()
     return make_trace(name, arrivals, inputs, outputs, source=source, **more)
 
 
@@ -207,6 +211,9 @@ def _vllm(name: str, rows: list[Mapping[str, Any]]) -> Trace:
         "e2e_s": last - queued,
         "tpot_s": (last - first) / np.maximum(outputs - 1, 1),
     }
+    more: dict[str, Any] = {}
+    if "client" in rows[0]:
+        more["client"] = _values(name, rows, "client")
     return make_trace(
         name,
         _values(name, rows, "arrival_time"),
@@ -214,4 +221,5 @@ def _vllm(name: str, rows: list[Mapping[str, Any]]) -> Trace:
         outputs,
         measured=measured,
         source="vLLM request log",
+        **more,
     )

@@ -21,14 +21,15 @@ from froude.core.errors import InvalidValueError, UnknownNameError
 from froude.workloads.trace import Ints, Trace, make_trace
 
 _DEFAULTS: dict[str, dict[str, float]] = {
-    "constant": {"in": 1024, "out": 256, "n": 1000},
-    "lognormal": {"in": 1024, "out": 256, "cv": 1, "n": 1000},
-    "zipf": {"min": 1024, "max": 4096, "theta": 0.6, "ratio": 20, "n": 1000},
+    "constant": {"in": 1024, "out": 256, "clients": 1, "n": 1000},
+    "lognormal": {"in": 1024, "out": 256, "cv": 1, "clients": 1, "n": 1000},
+    "zipf": {"min": 1024, "max": 4096, "theta": 0.6, "ratio": 20, "clients": 1, "n": 1000},
     "sessions": {"turns": 3, "in": 500, "out": 200, "cv": 1, "think": 30, "rate": 1, "block": 512, "n": 1000},
-    "prefixes": {"groups": 8, "prefix": 2048, "in": 200, "out": 200, "cv": 1, "block": 512, "n": 1000},
+    "prefixes": {"groups": 8, "prefix": 2048, "in": 200, "out": 200, "cv": 1, "block": 512, "clients": 1, "n": 1000},
 }
 """Knobs of each, with defaults. ``n`` requests; ``think`` seconds between turns; ``rate`` sessions begun per second;
-``block`` tokens that one prefix hash stands for."""
+``block`` tokens that one prefix hash stands for. All but sessions have ``clients``, of which the k-th sends requests in
+proportion to 1/k: a few send most."""
 NAMES = (*_DEFAULTS, "empirical")
 
 
@@ -67,6 +68,9 @@ def synthetic_trace(
     if name == "sessions":
         return _sessions(text, rng, count, knobs)
     more: dict[str, Any] = {}
+    if knobs["clients"] > 1:
+        share = 1.0 / np.arange(1, int(knobs["clients"]) + 1)
+        more["client"] = np.random.default_rng((seed, 1)).choice(len(share), count, p=share / share.sum())
     if name == "constant":
         inputs, outputs = (np.full(count, max(1, round(knobs[key])), dtype=np.int64) for key in ("in", "out"))
     elif name == "zipf":
@@ -76,7 +80,7 @@ def synthetic_trace(
     if name == "prefixes":
         group = rng.integers(0, max(1, int(knobs["groups"])), count)
         inputs = inputs + int(knobs["prefix"])
-        more = _hashes(group.tolist(), inputs, int(knobs["prefix"]), int(knobs["block"]))
+        more |= _hashes(group.tolist(), inputs, int(knobs["prefix"]), int(knobs["block"]))
     return make_trace(text, np.zeros(count), inputs, outputs, source="synthetic", **more)
 
 

@@ -30,6 +30,7 @@ class Trace:
         measured: what the source recorded of each request ("ttft_s", "tpot_s", "e2e_s"), where it did.
         source: citation.
         priority: smaller is more urgent, where the trace has it.
+        client: number of the client that sent each request, where the trace has it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Trace:
     measured: dict[str, Floats] | None = None
     source: str = ""
     priority: Floats | None = None
+    client: Ints | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -70,6 +72,7 @@ class Trace:
                 arrival_s=float(self.arrival_s[i]),
                 prefix_ids=self.prefix_ids[i] if self.prefix_ids else (),
                 priority=0.0 if self.priority is None else float(self.priority[i]),
+                client=0 if self.client is None else int(self.client[i]),
             )
 
     def first(self, requests: int) -> Trace:
@@ -96,6 +99,7 @@ class Trace:
             prefix_ids=tuple(self.prefix_ids[i] for i in rows) if self.prefix_ids else None,
             measured={k: v[rows] for k, v in self.measured.items()} if self.measured else None,
             priority=None if self.priority is None else self.priority[rows],
+            client=None if self.client is None else self.client[rows],
         )
 
     def at_rate(self, rate: float, seed: int, arrivals: str = "poisson") -> Trace:
@@ -124,6 +128,7 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
     prefix_ids = more.pop("prefix_ids", None)
     measured = more.pop("measured", None)
     priority = more.pop("priority", None)
+    client = more.pop("client", None)
     return Trace(
         name=name,
         arrival_s=arrival[order] - start,
@@ -132,5 +137,6 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
         prefix_ids=tuple(tuple(prefix_ids[i]) for i in order) if prefix_ids is not None else None,
         measured={k: np.asarray(v, dtype=np.float64)[order] for k, v in measured.items()} if measured else None,
         priority=None if priority is None else np.asarray(priority, dtype=np.float64)[order],
+        client=None if client is None else np.asarray(client, dtype=np.int64)[order],
         **more,
     )

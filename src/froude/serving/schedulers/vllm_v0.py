@@ -32,10 +32,28 @@ class VllmV0(Scheduler):
         return sequence.prompt_tokens + sequence.generated_tokens
 
     def schedule(self, view: View) -> Decision:
-        """Admit whole prompts if any fits, else decode."""
+        """Admit whole prompts if any fits, else decode; who was swapped out comes back beside the decoding first."""
+        if view.waiting and view.waiting.peek().host_blocks:
+            return self._swap_in(view)
         free = view.free_blocks - self.watermark_blocks(view.total_blocks)
         prefill = self.admit_whole(view, free, self.max_batched_tokens)
         if prefill:
             return Decision(prefill, decode=False)
         # Nothing was admitted: nobody waits, or the head is blocked until a completion gives room or blocks.
         return Decision(iterations=FOREVER, on_arrival=not view.waiting, on_completion=bool(view.waiting))
+
+    def _swap_in(self, view: View) -> Decision:
+        free = view.free_blocks - view.decode_blocks
+        if free < 0:
+            return Decision()
+        free -= self.watermark_blocks(view.total_blocks)
+        room = self.max_seqs - view.decoding
+        returning: list[tuple[Sequence, int]] = []
+        while room > 0 and view.waiting and (sequence := view.waiting.peek()).host_blocks:
+            blocks = view.blocks_needed(sequence, sequence.remaining_tokens)
+            if blocks > free:
+                break
+            free -= blocks
+            room -= 1
+            returning.append((view.waiting.pop(), sequence.remaining_tokens))
+        return Decision(returning) if returning else Decision(iterations=FOREVER, on_arrival=False)

@@ -7,6 +7,7 @@ from collections import Counter
 
 from froude.core.measurements import Skipped
 from froude.reports.tables import console, percent, print_table
+from froude.training.choice import MIN_LAYOUTS, choice_alike
 from froude.training.measured import OutOfMemoryCheck
 from froude.training.scores import MIN_ROWS, Check, Scores
 
@@ -17,18 +18,34 @@ def show_check(title: str, check: Check) -> None:
     rows = []
     for kind in kinds:
         named = f", {kind}" if len(kinds) > 1 else ""
-        rows += [[f"{source}{named}", *_cells(scores)] for source, scores in check.by_source(kind).items()]
-    rows.append(["all rows", *_cells(check.overall())])
+        rows += [
+            [f"{source}{named}", *_cells(scores), _optional(check.coverage(source, kind))]
+            for source, scores in check.by_source(kind).items()
+        ]
+    rows.append(["all rows", *_cells(check.overall()), _optional(check.coverage())])
     for kind in kinds:
         median, p90 = check.sources_alike(kind)
-        rows.append([f"{kind}: sources of {MIN_ROWS} rows or more, alike", "", percent(median), percent(p90), ""])
-    print_table(title, ["source", "rows", "median error", "90th percentile", "bias"], rows)
+        rows.append([f"{kind}: sources of {MIN_ROWS} rows or more, alike", "", percent(median), percent(p90), "", ""])
+    print_table(title, ["source", "rows", "median error", "90th percentile", "bias", "in 80% interval"], rows)
+    _show_choices(check)
     stated, completed = check.stated(), check.completed()
     console().print(
         f"{stated.n} rows state every setting: median error {_signed(stated.median_ape)}; "
         f"{completed.n} were completed from source_defaults.toml: {_signed(completed.median_ape)}"
     )
     _show_skipped(check.rows, check.skipped)
+
+
+def _show_choices(check: Check) -> None:
+    """Regret and rank correlation of the sweeps over layouts, by source and with sources alike."""
+    found = choice_alike(check.choices())
+    if not found:
+        return
+    rows = [[source, str(n), percent(regret), f"{rank:.2f}"] for source, (n, regret, rank) in found.items()]
+    regrets, ranks = ([item[i] for item in found.values()] for i in (1, 2))
+    rows.append(["sources alike", "", percent(sum(regrets) / len(regrets)), f"{sum(ranks) / len(ranks):.2f}"])
+    title = f"Choice: the layout ranked first against the best measured, sweeps of {MIN_LAYOUTS} layouts or more"
+    print_table(title, ["source", "sweeps", "mean regret", "mean Spearman"], rows)
 
 
 def show_oom(check: OutOfMemoryCheck) -> None:

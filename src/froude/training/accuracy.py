@@ -1,4 +1,4 @@
-"""How wide the interval around a predicted step is, and why."""
+"""How wide the intervals around a predicted step and a predicted peak of memory are, and why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from froude.training.ledger import memory_constants
 from froude.training.step import Scenario
+
+NORMAL_80 = 1.2816
+"""Standard deviations either side of the mean that hold 80% of a normal distribution."""
 
 
 @lru_cache(maxsize=1)
@@ -20,3 +24,8 @@ def step_spread(scenario: Scenario) -> tuple[float, str]:
     kind = "experts" if scenario.architecture.experts else "dense"
     row = _table()["step"]["profile" if scenario.own_machine else kind]
     return float(row["value"]), str(row["source"])
+
+
+def memory_spread() -> float:
+    """Half-width of the 80% interval of peak memory (a factor above one)."""
+    return NORMAL_80 * memory_constants().spread

@@ -15,9 +15,8 @@ from froude.models.catalogue import resolve
 from froude.program.play import Played, play
 from froude.program.trace import trace_events, write_trace
 from froude.timing.stack import find_stack
-from froude.training.accuracy import step_spread
+from froude.training.accuracy import memory_spread, step_spread
 from froude.training.calibration import calibrated
-from froude.training.ledger import memory_constants
 from froude.training.outcome import Outcome, cluster_watts, outcome, step_estimate
 from froude.training.plan import Job, Layout, TechniqueUse, TrainPlan
 from froude.training.search import SearchResult, parse_fixed, search
@@ -240,8 +239,7 @@ def _sized(text: str, count: int) -> str:
 
 
 def _memory_interval(value: float) -> dict[str, float]:
-    factor = 1.0 + 1.2816 * memory_constants().spread  # 80% of a normal lies within 1.2816 standard deviations
-    return {"value": value, "low": value / factor, "high": value * factor}
+    return Estimate.relative(value, memory_spread()).json()
 
 
 def _assumptions(scenario: Scenario) -> tuple[str, ...]:

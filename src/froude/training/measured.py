@@ -10,6 +10,8 @@ from typing import Any
 
 from froude.core.errors import FroudeError
 from froude.core.measurements import Skipped, Unusable, read_rows
+from froude.training.accuracy import memory_spread, step_spread
+from froude.training.choice import Candidate
 from froude.training.plan import Layout
 from froude.training.runs import COLUMNS, Run, run_of
 from froude.training.scores import Check, Scored
@@ -55,7 +57,9 @@ def check_train(path: str | os.PathLike[str]) -> Check:
         except (Unusable, FroudeError) as reason:
             skipped.append(Skipped(str(cells["id"]), str(reason)))
             continue
-        scored.append(Scored(run.id, run.source, predicted_s, float(cells["step_s"]), run.assumed, run.kind))
+        spread, _ = step_spread(run.scenario)
+        measured_s, candidate = float(cells["step_s"]), Candidate.of(run)
+        scored.append(Scored(run.id, run.source, predicted_s, measured_s, run.assumed, run.kind, spread, candidate))
     return Check(len(rows), tuple(scored), tuple(skipped))
 
 
@@ -81,7 +85,8 @@ def check_memory(path: str | os.PathLike[str]) -> Check:
         kind = str(cells["mem_kind"])
         measured = float(cells["mem_value"]) * (1e9 if "GB" in kind else 1.0)
         predicted = allocated if "allocated" in kind else in_use
-        scored.append(Scored(run.id, run.source, predicted, measured, run.assumed, run.kind))
+        spread = memory_spread()
+        scored.append(Scored(run.id, run.source, predicted, measured, run.assumed, run.kind, spread))
     return Check(len(rows), tuple(scored), tuple(skipped))
 
 

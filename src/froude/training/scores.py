@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from froude.core.estimate import Estimate
 from froude.core.measurements import Skipped
+from froude.training.choice import Candidate, Choice, choice_alike, choices
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Scored:
-    """One evaluated row: its prediction, what was assumed for it, and what kind of run it is ("dense", "experts")."""
+    """One evaluated row.
+
+    Attributes:
+        id, source: of the row.
+        predicted, measured: in the same unit.
+        assumed: what was assumed for it.
+        kind: what kind of run it is ("dense", "experts").
+        spread: half-width of the stated 80% interval, as `Estimate.relative` takes it.
+        candidate: where it stands among runs that differ in nothing but their layout.
+    """
 
     id: str
     source: str
@@ -55,6 +66,16 @@ class Scored:
     measured: float
     assumed: tuple[str, ...] = ()
     kind: str = ""
+    spread: float | None = None
+    candidate: Candidate | None = None
+
+    @property
+    def covered(self) -> bool | None:
+        """Whether the stated interval holds what was measured; None where none was stated."""
+        if self.spread is None:
+            return None
+        stated = Estimate.relative(self.predicted, self.spread)
+        return stated.low <= self.measured <= stated.high
 
 
 MIN_ROWS = 3
@@ -96,6 +117,19 @@ class Check:
             float(np.mean([scores.p90_ape for scores in counted])),
         )
 
+    def choices(self) -> list[Choice]:
+        """How well the layouts of each sweep are ranked."""
+        return choices(self.scored)
+
+    def coverage(self, source: str | None = None, kind: str | None = None) -> float | None:
+        """Share of rows whose stated 80% interval holds what was measured; None where none was stated."""
+        held = [
+            item.covered
+            for item in self.scored
+            if item.covered is not None and source in (None, item.source) and kind in (None, item.kind)
+        ]
+        return sum(held) / len(held) if held else None
+
     def completed(self) -> Scores:
         """Scores of the rows for which something had to be assumed."""
         return _scores([item for item in self.scored if item.assumed])
@@ -106,7 +140,7 @@ class Check:
 
     def json(self) -> dict[str, Any]:
         """What ``froude check ... --json`` prints."""
-        overall = self.overall()
+        overall, ranked = self.overall(), self.choices()
         return {
             "rows": self.rows,
             "evaluated": len(self.scored),
@@ -119,6 +153,16 @@ class Check:
             },
             "completed": self.completed().json(),
             "stated": self.stated().json(),
+            "interval_coverage": {
+                "all": self.coverage(),
+                "by_kind": {kind: self.coverage(kind=kind) for kind in self.kinds()},
+                "by_source": {source: self.coverage(source) for source in self.by_source()},
+            },
+            "choice": [choice.json() for choice in ranked],
+            "choice_by_source": {
+                source: {"sweeps": count, "regret": regret, "spearman": _finite(correlation)}
+                for source, (count, regret, correlation) in choice_alike(ranked).items()
+            },
         }
 
 

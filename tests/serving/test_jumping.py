@@ -116,6 +116,53 @@ def test_closed_loops(name, rows, time, blocks, concurrency):
     same(rows, scheduler, time, blocks, 4, concurrency=concurrency)
 
 
+@pytest.mark.parametrize("router", ROUTERS.names())
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=requests,
+    time=times,
+    blocks=st.integers(8, 60),
+    replicas=st.integers(1, 4),
+    concurrency=st.integers(1, 8),
+    scheduler=st.sampled_from(SCHEDULERS.names()),
+)
+def test_closed_loops_over_several_replicas(router, rows, time, blocks, replicas, concurrency, scheduler):
+    chosen = SCHEDULERS.create(scheduler, max_batched_tokens=32, max_seqs=6)
+    same(rows, chosen, time, blocks, 4, replicas=replicas, router=ROUTERS.get(router), concurrency=concurrency)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=requests,
+    time=times,
+    blocks=st.integers(8, 60),
+    replicas=st.integers(1, 3),
+    scheduler=st.sampled_from(SCHEDULERS.names()),
+    data=st.data(),
+)
+def test_requests_that_wait_for_others(rows, time, blocks, replicas, scheduler, data):
+    few = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 30)), max_size=2)
+    graph = [data.draw(few) if i else [] for i in range(len(rows))]
+
+    def waiting(chosen: list[Sequence]) -> list[Sequence]:
+        for sequence, before in zip(chosen, graph, strict=True):
+            sequence.after = tuple({ahead % sequence.id for ahead, _ in before}) if sequence.id else ()
+            sequence.delay_ps = sum(delay for _, delay in before)
+        return chosen
+
+    policy = SCHEDULERS.create(scheduler, max_batched_tokens=32, max_seqs=6)
+    found = []
+    for play in (step, jump):
+        router = ROUTERS.create("least-outstanding")
+        sequences = waiting(build(rows))
+        found.append(play(sequences, policy, time, blocks, 4, replicas=replicas, router=router))
+        for sequence in sequences:
+            done = [found[-1].finish_ps[i] for i in sequence.after]
+            if done and min(done) >= 0 and found[-1].first_ps[sequence.id] >= 0:
+                assert sequence.arrival_ps == max(done) + sequence.delay_ps < found[-1].first_ps[sequence.id]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", ROUTERS.names())
 @settings(max_examples=100, deadline=None)
 @given(

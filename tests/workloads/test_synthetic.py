@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from froude.core.errors import FroudeError
-from froude.serving.api import sequences_of
+from froude.serving.api import sequences_of, simulate_serve
 from froude.workloads.arrivals import arrival_times
 from froude.workloads.readers import load_trace
 
@@ -33,6 +33,41 @@ def test_every_turn_of_a_session_repeats_what_was_said():
             assert asked > seen[ids[0]]
         seen[ids[0]] = int(asked + answered)
     assert turns > 100
+    assert trace.after is not None and sum(map(len, trace.after)) == turns
+
+
+def test_agents_make_calls_when_the_calls_before_are_done(tmp_path):
+    trace = load_trace("agents:branches=2,steps=3,in=100,out=20,tool=1,block=16", seed=1, requests=16)
+    assert trace.after is not None and trace.think_s is not None and trace.prefix_ids is not None
+    assert trace.after[:8] == ((), (0,), (1,), (2,), (0,), (4,), (5,), (3, 6))
+    assert trace.after[8:] == tuple(tuple(8 + i for i in before) for before in trace.after[:8])
+    for call in trace.calls():
+        for before in call.after:
+            if len(call.after) == 1:  # a branch goes on from what was said
+                assert call.input_tokens > trace.input_tokens[before] + trace.output_tokens[before]
+                whole = int(trace.input_tokens[before]) // 16
+                assert call.prefix_ids[:whole] == trace.prefix_ids[before][:whole]
+    at = trace.at_rate(4.0, seed=2)
+    assert at.arrival_s[8] > at.arrival_s[7] == at.arrival_s[0]
+    assert trace.first(20).after[19] == (18,)
+    path = tmp_path / "calls.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens,after,think_s\n0,10,1,,0\n0,20,2,0,1.5\n0,20,2,0;1,0\n")
+    assert load_trace(str(path)).after == ((), (0,), (0, 1))
+    path.write_text("arrival_s,input_tokens,output_tokens,after\n0,10,1,1\n0,20,2,\n")
+    with pytest.raises(FroudeError, match="after is '1' in line 2"):
+        load_trace(str(path))
+
+
+def test_agents_are_served_in_the_order_of_their_graph():
+    result = simulate_serve("llama-3.1-8b", "h100-sxm:2", "agents:tool=1", requests=300, replicas=2, prefix_cache=True)
+    stepped = simulate_serve(
+        "llama-3.1-8b", "h100-sxm:2", "agents:tool=1", requests=300, replicas=2, prefix_cache=True, stepping=True
+    )
+    assert result.outcome.finish_ps == stepped.outcome.finish_ps
+    assert result.json()["completed"] == 300 and result.json()["prefix_hit_rate"] > 0.3
+    for call in result.trace.calls():
+        for before in call.after:
+            assert result.outcome.finish_ps[before] + call.think_s * 1e12 - 1 <= result.arrival_ps[call.id]
 
 
 def test_prompts_of_a_group_share_whole_blocks_only():

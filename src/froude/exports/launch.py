@@ -87,12 +87,12 @@ def kubernetes(deployment: Deployment, name: str = "froude") -> str:
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": {"name": name, "labels": labels},
+            "metadata": {"name": name, "labels": {**labels}},
             "spec": {
                 "replicas": deployment.replicas,
-                "selector": {"matchLabels": labels},
+                "selector": {"matchLabels": {**labels}},
                 "template": {
-                    "metadata": {"labels": labels},
+                    "metadata": {"labels": {**labels}},
                     "spec": {"containers": [container], "volumes": volumes},
                 },
             },
@@ -103,7 +103,7 @@ def kubernetes(deployment: Deployment, name: str = "froude") -> str:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": name},
-            "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": launcher.port}]},
+            "spec": {"selector": {**labels}, "ports": [{"port": 80, "targetPort": launcher.port}]},
         }
     )
     return str(yaml.safe_dump_all(objects, sort_keys=False))

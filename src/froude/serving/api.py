@@ -377,6 +377,9 @@ def make_load(
     if concurrency is not None:
         if concurrency < 1:
             raise InvalidValueError("concurrency", concurrency, "is not a number of clients; the least is 1")
+        if trace.after is not None:
+            why = f"cannot be combined with {trace.name}, whose requests wait for each other; give a rate"
+            raise InvalidValueError("concurrency", concurrency, why)
         return trace.at_once()
     return trace if time_scale is None else trace.scaled(time_scale)
 
@@ -398,6 +401,10 @@ def sequences_of(trace: Trace) -> list[Sequence]:
     if trace.client is not None:
         for sequence, client in zip(sequences, trace.client.tolist(), strict=True):
             sequence.client = client
+    if trace.after is not None:
+        thinking = [0.0] * len(trace) if trace.think_s is None else trace.think_s.tolist()
+        for sequence, after, think_s in zip(sequences, trace.after, thinking, strict=True):
+            sequence.after, sequence.delay_ps = after, round(think_s * PS)
     return sequences
 
 
@@ -452,8 +459,6 @@ def run_deployment(
     record: bool = False,
 ) -> ServeResult:
     """Serve a load on a deployment that is already built."""
-    if concurrency is not None and built.replicas > 1:
-        raise InvalidValueError("concurrency", concurrency, "works with one replica; give a rate for several")
     sequences = sequences_of(load)
     router: Router | ScalingRouter | None = ROUTERS.create(built.router) if built.replicas > 1 else None
     if built.autoscale is not None:

@@ -67,7 +67,7 @@ class Jumper(View):
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
         self.horizon = NO_TIME
         self.arrived = 0  # requests of `arrivals` that have joined the queue
-        self.released = len(trace)  # requests whose arrival is known; fewer than all in a closed loop
+        self.completed: list[tuple[Sequence, int]] | None = None  # with the time, for someone who wants to know
         self.outstanding = 0  # requests handed over and not complete
         self.outstanding_tokens = 0  # of their prompts
         self.iterations = self.busy_ps = 0
@@ -271,9 +271,8 @@ class Jumper(View):
         self.outcome.finish_ps[sequence.id] = now
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens
-        if self.released < len(self.arrivals):  # a closed loop: its client sends the next request at once
-            self.arrivals[self.released].arrival_ps = now
-            self.released += 1
+        if self.completed is not None:
+            self.completed.append((sequence, now))
 
     def _next_arrival(self) -> int:
         return self.arrivals[self.arrived].arrival_ps if self.arrived < len(self.arrivals) else NO_TIME
@@ -452,10 +451,6 @@ class Jumper(View):
                             finished = True
                             self._finish_decoding(sequence, now)
                 if finished:
-                    if next_arrival == NO_TIME:
-                        next_arrival = self._next_arrival()
-                        if on_arrival and next_arrival < cut:
-                            cut = next_arrival
                     lapsed = lapsed or on_completion or now >= cut or not self.decoding
                 if lapsed:
                     break

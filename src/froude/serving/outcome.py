@@ -100,13 +100,8 @@ def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_toke
     return -(-most // block_tokens) <= total_blocks - scheduler.watermark_blocks(total_blocks)
 
 
-def admissible(
-    trace: list[Sequence], outcome: Outcome, workers: list[Worker], concurrency: int | None = None
-) -> list[Sequence]:
-    """The requests that can run on every worker; the others are counted as rejected.
-
-    In a closed loop of ``concurrency`` clients the first so many arrive at once and the others have no time yet.
-    """
+def admissible(trace: list[Sequence], outcome: Outcome, workers: list[Worker]) -> list[Sequence]:
+    """The requests that can run on every worker; the others are counted as rejected."""
     able = trace
     for scheduler, total_blocks, block_tokens in {(w.scheduler, w.total_blocks, w.block_tokens) for w in workers}:
         most = (total_blocks - scheduler.watermark_blocks(total_blocks)) * block_tokens
@@ -115,9 +110,4 @@ def admissible(
         else:
             able = [s for s in able if fits(s, scheduler, total_blocks, block_tokens)]
     outcome.rejected = len(trace) - len(able)
-    if not outcome.rejected:
-        able = trace
-    if concurrency is not None:
-        for place, sequence in enumerate(able):
-            sequence.arrival_ps = 0 if place < concurrency else NO_TIME
-    return able
+    return able if outcome.rejected else trace

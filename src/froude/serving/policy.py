@@ -40,14 +40,17 @@ class Sequence:
         client: on whose behalf, to schedulers that are fair.
         priority: smaller is served first, by schedulers that look at it.
         prefix: hashes of its prompt's blocks, when the trace has them.
+        after: ids of requests that must be complete before it is sent, ``delay_ps`` later.
         units: those of them that it holds in the prefix cache while it runs.
     """
 
     __slots__ = (
+        "after",
         "arrival_ps",
         "blocks",
         "client",
         "computed_tokens",
+        "delay_ps",
         "generated_tokens",
         "host_blocks",
         "id",
@@ -82,6 +85,8 @@ class Sequence:
         self.priority = priority
         self.client = client
         self.prefix = prefix
+        self.after: tuple[int, ...] = ()
+        self.delay_ps = 0
         self.units: list[int]  # set at admission, with a prefix cache
 
     @property

@@ -16,6 +16,7 @@ from froude.serving.jumper import Jumper
 from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence
 from froude.serving.prefix_cache import count_hits, make_caches
+from froude.serving.releases import Arrivals
 from froude.serving.router import Router
 
 
@@ -43,7 +44,7 @@ def jump(
         total_blocks, block_tokens: the cache of one replica.
         replicas, router: how many engines, and who chooses among them.
         concurrency: a closed loop of so many clients, each sending its next request when the last is done; arrival
-            times are ignored. One replica only.
+            times are ignored.
         prefix_unit_tokens: keep prefixes; tokens that one hash of `Sequence.prefix` stands for.
         controllers: one for each replica, free to change what iterations take.
         record: keep a `Segment` per jump.
@@ -73,23 +74,25 @@ def jump_fleet(
     """Simulate engines that may differ; see `jump`."""
     trace = sequences if isinstance(sequences, list) else list(sequences)
     outcome = Outcome(len(trace))
-    arrivals = admissible(trace, outcome, workers, concurrency)
+    arrivals = admissible(trace, outcome, workers)
+    waits = concurrency is not None or any(s.after for s in trace)
     shared = ([0] * len(trace), [-1] * len(trace))
     caches = make_caches(workers, prefix_unit_tokens)
     engines = []
     for index, (worker, cache) in enumerate(zip(workers, caches, strict=True)):
-        known = arrivals if len(workers) == 1 else []
+        known = arrivals if len(workers) == 1 and not waits else []
         controller = controllers[index] if controllers else None
         engines.append(Jumper(trace, outcome, worker, known, shared, index, cache, controller))
     with uncollected():
-        if len(engines) == 1:
-            engines[0].released = len(trace) if concurrency is None else concurrency
+        if len(engines) > 1 and router is None:
+            raise LookupError("several replicas need a router")
+        if waits:
+            release_all(Arrivals(trace, arrivals, concurrency), engines, router, record)
+        elif router is not None and len(engines) > 1:
+            route_all(arrivals, engines, router, record)
+        else:
             for _ in engines[0].play(record):
                 pass
-        else:
-            if router is None:
-                raise LookupError("several replicas need a router")
-            route_all(arrivals, engines, router, record)
     if isinstance(router, ScalingRouter):
         outcome.replica_ps = router.replica_ps(max(outcome.finish_ps))
     count_hits(outcome, caches)
@@ -152,3 +155,59 @@ def route_all(
         resume(chosen, now)
     for index in range(len(engines)):
         resume(index, NO_TIME)
+
+
+def release_all(
+    arrivals: Arrivals, engines: list[Jumper], router: Router | ScalingRouter | None, record: bool = False
+) -> None:
+    """As `route_all`, where completions send more requests: engines are played in the order of what happens."""
+    playing = [engine.play(record) for engine in engines]
+    ends: list[tuple[int, int]] = []
+    current = [NO_TIME] * len(engines)  # the live end of each engine's plan
+    done: list[tuple[Sequence, int]] = []
+    for engine in engines:
+        engine.completed = done
+
+    def resume(index: int, horizon: int) -> None:
+        engines[index].horizon = horizon
+        current[index] = next(playing[index])
+        if current[index] != NO_TIME:
+            heappush(ends, (current[index], index))
+        for sequence, finished_ps in done:
+            arrivals.complete(sequence, finished_ps)
+        done.clear()
+
+    for index in range(len(engines)):
+        resume(index, 0)
+    scaling = router if isinstance(router, ScalingRouter) else None
+    while True:
+        while ends and ends[0][0] != current[ends[0][1]]:
+            heappop(ends)
+        now = min(ends[0][0] if ends else NO_TIME, arrivals.next_ps)
+        if scaling is not None and arrivals.coming:
+            now = min(now, scaling.next_ps)
+        if now == NO_TIME:
+            break
+        # Iterations that end now come first, then requests that arrive now, then decisions.
+        deciding = set()
+        while ends and ends[0][0] <= now:
+            end, index = heappop(ends)
+            if end == current[index] and index not in deciding:
+                deciding.add(index)
+        for index in sorted(deciding):
+            resume(index, now)
+        while scaling is not None and arrivals.coming and scaling.next_ps <= now:
+            scaling.act(now, engines)
+        while arrivals.next_ps <= now:
+            sequence = arrivals.pop()
+            chosen = router.route(sequence, engines) if router is not None else 0
+            engines[chosen].submit(sequence)
+            resume(chosen, now)
+            if current[chosen] <= now:
+                deciding.add(chosen)
+        for index in sorted(deciding):
+            resume(index, now + 1)
+    for index in range(len(engines)):
+        engines[index].horizon = NO_TIME
+        for _ in playing[index]:
+            pass

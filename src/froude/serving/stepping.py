@@ -17,6 +17,7 @@ from froude.serving.iteration import EngineObservation, IterationTime, PaceContr
 from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache, count_hits, make_caches
+from froude.serving.releases import Arrivals
 from froude.serving.router import Router
 
 
@@ -274,7 +275,7 @@ def step_fleet(
     """Step engines that may differ; see `step`."""
     trace = list(sequences)
     outcome = Outcome(len(trace))
-    arrivals = admissible(trace, outcome, workers, concurrency)
+    arrivals = Arrivals(trace, admissible(trace, outcome, workers), concurrency)
     caches = make_caches(workers, prefix_unit_tokens)
     engines = [
         _Replica(Stepper(w.scheduler, w.total_blocks, w.block_tokens, cache, w.swap), w.time, outcome)
@@ -282,31 +283,27 @@ def step_fleet(
     ]
     for engine, controller in zip(engines, controllers or [], strict=False):
         engine.control(controller)
-    released = len(arrivals) if concurrency is None else concurrency
-    arrived = 0
     scaling = router if isinstance(router, ScalingRouter) else None
     while True:
         # Iterations that end now come first, then requests that arrive now, then decisions.
-        times = [e.ends_ps for e in engines if e.iteration] + [s.arrival_ps for s in arrivals[arrived : arrived + 1]]
-        if scaling is not None and arrived < len(arrivals):
+        times = [e.ends_ps for e in engines if e.iteration] + [arrivals.next_ps]
+        if scaling is not None and arrivals.coming:
             times.append(scaling.next_ps)
-        now = min(times, default=NO_TIME)
+        now = min(times)
         if now == NO_TIME:
             break
         for engine in engines:
             if engine.iteration and engine.ends_ps == now:
-                for _ in engine.end():
-                    if released < len(arrivals):
-                        arrivals[released].arrival_ps = now
-                        released += 1
-        while scaling is not None and arrived < len(arrivals) and scaling.next_ps <= now:
+                for sequence in engine.end():
+                    arrivals.complete(sequence, now)
+        while scaling is not None and arrivals.coming and scaling.next_ps <= now:
             scaling.act(now, engines)
-        while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
-            chosen = engines[router.route(arrivals[arrived], engines) if router else 0]
+        while arrivals.next_ps <= now:
+            sequence = arrivals.pop()
+            chosen = engines[router.route(sequence, engines) if router else 0]
             chosen.outstanding += 1
-            chosen.outstanding_tokens += arrivals[arrived].prompt_tokens
-            chosen.stepper.arrive(arrivals[arrived])
-            arrived += 1
+            chosen.outstanding_tokens += sequence.prompt_tokens
+            chosen.stepper.arrive(sequence)
         for engine in engines:
             if not engine.iteration:
                 engine.start(now)

@@ -108,12 +108,28 @@ def _table(name: str, table: pl.DataFrame) -> Trace:
         source = "Patel et al. (2024), Splitwise, arXiv:2311.18677"
         # A request that generated nothing still emits the token that ends it.
         outputs = np.maximum(outputs, 1)
-    more: dict[str, Any] = {}
-    if "priority" in table.columns:
-        more["priority"] = _times(name, table, "priority")
+    more: dict[str, Any] = {
+        field: _times(name, table, field) for field in ("priority", "think_s") if field in table.columns
+    }
     if "client" in table.columns:  # any text; equal texts are one client
         more["client"] = table["client"].fill_null("").rank("dense").to_numpy()
+    if "after" in table.columns:
+        more["after"] = _after(name, table["after"].cast(pl.String).fill_null("").to_list())
     return make_trace(name, arrivals, inputs, outputs, source=source, **more)
+
+
+def _after(name: str, cells: list[str]) -> list[tuple[int, ...]]:
+    """``0;3``: numbers of the requests that a request waits for, the first line of data being 0."""
+    found = []
+    for row, cell in enumerate(cells):
+        try:
+            before = tuple(int(part) for part in cell.split(";") if part.strip())
+        except ValueError:
+            before = (-1,)
+        if any(not 0 <= other < row for other in before):
+            raise FroudeError(f"{name}: after is {cell!r} in line {row + 2}, where numbers of earlier requests belong")
+        found.append(before)
+    return found
 
 
 def _column(name: str, table: pl.DataFrame, choices: tuple[str, ...]) -> str:

@@ -3,10 +3,12 @@
 ``constant:in=1024,out=256`` gives every request the same lengths; ``lognormal:in=1000,out=200,cv=1.0`` draws both from
 log-normal distributions of those means and that coefficient of variation; ``zipf:min=1024,max=4096,theta=0.6,ratio=20``
 draws the total by Zipf's law and splits it, as Vidur does; ``empirical:FILE`` draws pairs of lengths from a trace.
-``sessions:turns=3,in=500,out=200`` are conversations whose every turn repeats what was said before; ``prefixes:...``
-are requests that begin with one of a few long system prompts. Draws depend on the seed only.
+``sessions:turns=3,in=500,out=200`` are conversations whose every turn repeats what was said before; ``agents:...`` are
+graphs of calls; ``prefixes:...`` are requests that begin with one of a few long system prompts. Draws depend on the
+seed only.
 Sources: Agrawal et al. (2024), Vidur, arXiv:2405.05465 (Zipf lengths); Zheng et al. (2023), SGLang, arXiv:2312.07104
-(multi-turn chat and shared prompts as workloads).
+(multi-turn chat and shared prompts as workloads); Yao et al. (2023), ReAct, arXiv:2210.03629 (an agent's call follows a
+tool's answer); Lin et al. (2024), Parrot, arXiv:2405.19888 (applications as graphs of calls).
 """
 
 from __future__ import annotations
@@ -25,10 +27,22 @@ _DEFAULTS: dict[str, dict[str, float]] = {
     "lognormal": {"in": 1024, "out": 256, "cv": 1, "clients": 1, "n": 1000},
     "zipf": {"min": 1024, "max": 4096, "theta": 0.6, "ratio": 20, "clients": 1, "n": 1000},
     "sessions": {"turns": 3, "in": 500, "out": 200, "cv": 1, "think": 30, "rate": 1, "block": 512, "n": 1000},
+    "agents": {
+        "branches": 3,
+        "steps": 4,
+        "in": 800,
+        "out": 150,
+        "tool": 2,
+        "cv": 1,
+        "rate": 0.2,
+        "block": 16,
+        "n": 1000,
+    },
     "prefixes": {"groups": 8, "prefix": 2048, "in": 200, "out": 200, "cv": 1, "block": 512, "clients": 1, "n": 1000},
 }
-"""Knobs of each, with defaults. ``n`` requests; ``think`` seconds between turns; ``rate`` sessions begun per second;
-``block`` tokens that one prefix hash stands for. All but sessions have ``clients``, of which the k-th sends requests in
+"""Knobs of each, with defaults. ``n`` requests; ``think`` seconds between turns, ``tool`` seconds for a tool's answer;
+``rate`` sessions or tasks begun per second; ``branches`` agents at work for a task, of ``steps`` calls each;
+``block`` tokens that one prefix hash stands for. The others have ``clients``, of which the k-th sends requests in
 proportion to 1/k: a few send most."""
 NAMES = (*_DEFAULTS, "empirical")
 
@@ -41,7 +55,7 @@ def is_synthetic(text: str) -> bool:
 def synthetic_trace(
     text: str, seed: int = 0, requests: int | None = None, read: Callable[[str], Trace] | None = None
 ) -> Trace:
-    """The workload of that name. All but sessions are ready at time zero until a rate is laid over them.
+    """The workload of that name. All but sessions and agents are ready at time zero until a rate is laid over them.
 
     Args:
         text: its name and knobs.
@@ -67,6 +81,8 @@ def synthetic_trace(
         raise InvalidValueError("requests", count, "is not a number of requests; the least is 1")
     if name == "sessions":
         return _sessions(text, rng, count, knobs)
+    if name == "agents":
+        return _agents(text, rng, count, knobs)
     more: dict[str, Any] = {}
     if knobs["clients"] > 1:
         share = 1.0 / np.arange(1, int(knobs["clients"]) + 1)
@@ -126,41 +142,92 @@ def _empirical(text: str, rng: np.random.Generator, requests: int | None, found:
     return make_trace(text, np.zeros(count), inputs, outputs, source=f"drawn from {found.name}")
 
 
+class _Calls:
+    """Calls that depend on each other, written down one by one."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self.hashed = 0  # prefix hashes given out
+        self.rows: list[tuple[float, int, int, tuple[int, ...], tuple[int, ...], float]] = []
+
+    def add(
+        self, begun_s: float, held: list[int], prompt: int, output: int, after: tuple[int, ...], think_s: float
+    ) -> int:
+        """A call whose prompt begins with the blocks ``held``, which grows by the new ones; returns its number."""
+        while len(held) * self.block < prompt:
+            held.append(self.hashed)
+            self.hashed += 1
+        self.rows.append((begun_s, prompt, output, tuple(held), after, think_s))
+        return len(self.rows) - 1
+
+    def trace(self, text: str, count: int) -> Trace:
+        """The first ``count`` of them."""
+        begun_s, prompts, outputs, prefixes, after, think_s = zip(*self.rows[:count], strict=True)
+        return make_trace(
+            text,
+            begun_s,
+            prompts,
+            outputs,
+            prefix_ids=prefixes,
+            prefix_block_tokens=self.block,
+            after=after,
+            think_s=think_s,
+            source="synthetic",
+        )
+
+
 def _sessions(text: str, rng: np.random.Generator, count: int, knobs: dict[str, float]) -> Trace:
     """Conversations: the prompt of a turn is all that was said before and something new.
 
-    Sessions begin as a Poisson process, have a geometric number of turns, and think exponentially long between them.
+    Sessions begin as a Poisson process, have a geometric number of turns, and think exponentially long after an answer.
     Generated tokens are part of the next prompt; its blocks up to the end of the previous prompt can be found again.
     """
-    arrivals: list[float] = []
-    inputs: list[int] = []
-    outputs: list[int] = []
-    prefixes: list[tuple[int, ...]] = []
-    block, begun_s, hashed = int(knobs["block"]), 0.0, 0
-    while len(arrivals) < count:
+    calls, begun_s = _Calls(int(knobs["block"])), 0.0
+    while len(calls.rows) < count:
         begun_s += rng.exponential(1.0 / knobs["rate"])
         turns = int(rng.geometric(min(1.0, 1.0 / knobs["turns"])))
         asked = _lognormal(rng, turns, knobs["in"], knobs["cv"])
         answered = _lognormal(rng, turns, knobs["out"], knobs["cv"])
-        now_s, said = begun_s, 0
+        said, held = 0, list[int]()
+        last: tuple[int, ...] = ()
         for new, reply in zip(asked.tolist(), answered.tolist(), strict=True):
-            arrivals.append(now_s)
-            inputs.append(said + new)
-            outputs.append(reply)
-            prefixes.append(tuple(range(hashed, hashed - (-(said + new) // block))))
+            think_s = rng.exponential(knobs["think"]) if last else 0.0
+            last = (calls.add(begun_s, held, said + new, reply, last, think_s),)
             said += new + reply
-            now_s += rng.exponential(knobs["think"])
-        hashed += -(-said // block)
-    order = np.argsort(np.array(arrivals), kind="stable")[:count]
-    return make_trace(
-        text,
-        np.array(arrivals)[order],
-        np.array(inputs)[order],
-        np.array(outputs)[order],
-        prefix_ids=[prefixes[i] for i in order],
-        prefix_block_tokens=block,
-        source="synthetic",
-    )
+    return calls.trace(text, count)
+
+
+def _agents(text: str, rng: np.random.Generator, count: int, knobs: dict[str, float]) -> Trace:
+    """Tasks: a call plans, branches of calls with tools between them work side by side, a last call puts it together.
+
+    Tasks begin as a Poisson process. Each branch starts from the plan; each of its calls repeats all before it and adds
+    a tool's answer, which takes exponentially long. The last call reads the plan and what each branch said last.
+    """
+    calls, begun_s = _Calls(int(knobs["block"])), 0.0
+    branches, steps = max(1, round(knobs["branches"])), max(1, round(knobs["steps"]))
+
+    def draw(key: str) -> int:
+        return int(_lognormal(rng, 1, knobs[key], knobs["cv"])[0])
+
+    while len(calls.rows) < count:
+        begun_s += rng.exponential(1.0 / knobs["rate"])
+        held: list[int] = []
+        asked, answer = draw("in"), draw("out")
+        plan = calls.add(begun_s, held, asked, answer, (), 0.0)
+        held = held[: asked // calls.block]  # whole blocks: the last one goes on differently
+        ends, reported = [], 0
+        for _ in range(branches):
+            said, own, last, tool_s = asked + answer, list(held), plan, 0.0
+            for _ in range(steps):
+                said += draw("in")
+                answer = draw("out")
+                last = calls.add(begun_s, own, said, answer, (last,), tool_s)
+                said += answer
+                tool_s = rng.exponential(knobs["tool"])
+            ends.append(last)
+            reported += answer
+        calls.add(begun_s, held, asked + draw("in") + reported, draw("out"), tuple(ends), 0.0)
+    return calls.trace(text, count)
 
 
 def _hashes(groups: list[int], inputs: Ints, shared: int, block: int) -> dict[str, Any]:

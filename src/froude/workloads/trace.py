@@ -31,6 +31,9 @@ class Trace:
         source: citation.
         priority: smaller is more urgent, where the trace has it.
         client: number of the client that sent each request, where the trace has it.
+        after: for each request those (earlier in the trace) that must be complete before it is sent, where requests
+            depend on each other; one that waits has the arrival time of the request before it in the trace.
+        think_s: time from then until it is sent.
     """
 
     name: str
@@ -43,10 +46,16 @@ class Trace:
     source: str = ""
     priority: Floats | None = None
     client: Ints | None = None
+    after: tuple[tuple[int, ...], ...] | None = None
+    think_s: Floats | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
             raise InvalidValueError("trace", self.name, "holds no request")
+        for row, before in enumerate(self.after or ()):
+            if any(not 0 <= other < row for other in before):
+                why = f"has a request {row} that waits for {max(before)}; it can wait for earlier ones only"
+                raise InvalidValueError("trace", self.name, why)
         for field in ("input_tokens", "output_tokens"):
             bad = np.flatnonzero(getattr(self, field) < 1)
             if bad.size:
@@ -73,6 +82,8 @@ class Trace:
                 prefix_ids=self.prefix_ids[i] if self.prefix_ids else (),
                 priority=0.0 if self.priority is None else float(self.priority[i]),
                 client=0 if self.client is None else int(self.client[i]),
+                after=self.after[i] if self.after else (),
+                think_s=0.0 if self.think_s is None else float(self.think_s[i]),
             )
 
     def first(self, requests: int) -> Trace:
@@ -88,7 +99,12 @@ class Trace:
         again = self._take(index % len(self))
         gap_s = self.duration_s / max(1, len(self) - 1)
         round_of = index // len(self)
-        return replace(again, arrival_s=again.arrival_s + round_of * (self.duration_s + gap_s), measured=None)
+        after = None
+        if again.after is not None:
+            starts = (round_of * len(self)).tolist()
+            after = tuple(tuple(start + i for i in before) for start, before in zip(starts, again.after, strict=True))
+        arrival_s = again.arrival_s + round_of * (self.duration_s + gap_s)
+        return replace(again, arrival_s=arrival_s, measured=None, after=after)
 
     def _take(self, rows: Ints) -> Trace:
         return replace(
@@ -100,14 +116,21 @@ class Trace:
             measured={k: v[rows] for k, v in self.measured.items()} if self.measured else None,
             priority=None if self.priority is None else self.priority[rows],
             client=None if self.client is None else self.client[rows],
+            after=tuple(self.after[i] for i in rows) if self.after else None,
+            think_s=None if self.think_s is None else self.think_s[rows],
         )
 
     def at_rate(self, rate: float, seed: int, arrivals: str = "poisson") -> Trace:
         """The same lengths in the same order, ``rate`` requests per second on average.
 
-        ``arrivals`` names the process: see `froude.workloads.arrivals`.
+        ``arrivals`` names the process: see `froude.workloads.arrivals`. Requests that wait for others still do; the
+        process is that of the others, with its rate lowered so that all together come at ``rate``.
         """
-        return replace(self, arrival_s=arrival_times(arrivals, len(self), rate, seed))
+        if self.after is None:
+            return replace(self, arrival_s=arrival_times(arrivals, len(self), rate, seed))
+        first = np.array([not before for before in self.after])
+        times = arrival_times(arrivals, int(first.sum()), rate * float(first.mean()), seed)
+        return replace(self, arrival_s=times[np.cumsum(first) - 1])
 
     def scaled(self, factor: float) -> Trace:
         """Time stretched ``factor`` times: above 1 the load is lighter."""
@@ -129,6 +152,8 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
     measured = more.pop("measured", None)
     priority = more.pop("priority", None)
     client = more.pop("client", None)
+    after, think_s = more.pop("after", None), more.pop("think_s", None)
+    place = np.argsort(order)
     return Trace(
         name=name,
         arrival_s=arrival[order] - start,
@@ -138,5 +163,7 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
         measured={k: np.asarray(v, dtype=np.float64)[order] for k, v in measured.items()} if measured else None,
         priority=None if priority is None else np.asarray(priority, dtype=np.float64)[order],
         client=None if client is None else np.asarray(client, dtype=np.int64)[order],
+        after=tuple(tuple(int(place[j]) for j in after[i]) for i in order) if after is not None else None,
+        think_s=None if think_s is None else np.asarray(think_s, dtype=np.float64)[order],
         **more,
     )

@@ -37,8 +37,8 @@ def step(tensor: int, *names: str) -> StepPrediction:
 
 @pytest.mark.parametrize("tensor", [1, 2, 8])
 def test_each_rank_sends_its_share(tensor: int) -> None:
-    whole = price_layouts(scenario(), [layout(tensor)])[0].work.send.bytes
-    share = price_layouts(scenario("scatter-gather"), [layout(tensor)])[0].work.send.bytes
+    whole = price_layouts(scenario(), [layout(tensor)])[0].work.send[0].bytes
+    share = price_layouts(scenario("scatter-gather"), [layout(tensor)])[0].work.send[0].bytes
     assert np.asarray(whole).item() == pytest.approx(tensor * np.asarray(share).item())
 
 
@@ -49,8 +49,10 @@ def test_nothing_to_divide_without_tensor_parallelism() -> None:
 def test_the_gather_inside_the_node_is_paid() -> None:
     base, divided = step(8), step(8, "scatter-gather")
     assert divided.step_s < base.step_s
-    sent = price_layouts(scenario("scatter-gather"), [layout(8)])[0].priced.send.seconds
-    assert np.all(np.asarray(divided.program.costs["send"].seconds) > sent)
+    send = price_layouts(scenario("scatter-gather"), [layout(8)])[0].work.send
+    assert [part.kind for part in send] == ["send", "all-gather"]
+    shares = scenario().costs.collective(send[0]).seconds
+    assert np.all(np.asarray(divided.program.costs["send"].seconds) > shares)
 
 
 def test_sequence_parallelism_has_done_it_already() -> None:

@@ -6,13 +6,16 @@ more of a resource than there is, durations are stretched until timeline and sha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from froude.core.arrays import Floats
 from froude.core.errors import FroudeError
+from froude.machines.resource import Resource
 from froude.program.program import Lane, Program
+from froude.timing.cost import Cost
 
 MAX_ROUNDS = 12
 TOLERANCE = 1e-5  # of the makespan, between rounds
@@ -123,13 +126,20 @@ def evaluate(program: Program, levels: Levels | None = None, *, contention: bool
         levels: `compile_levels(program)`, when the structure is used more than once.
         contention: share resources between overlapping tasks; False gives each task its time alone.
     """
-    levels = levels or compile_levels(program)
-    if not program.tasks:
+    return evaluate_levels(levels or compile_levels(program), program.costs, program.resources, contention=contention)
+
+
+def evaluate_levels(
+    levels: Levels, costs: Mapping[str, Cost], resources: Mapping[str, Resource], *, contention: bool = True
+) -> Timeline:
+    """Like `evaluate`, of a structure whose tasks themselves are no longer at hand."""
+    if not levels.tasks:
         return Timeline(np.zeros((0, 1)), np.zeros((0, 1)))
-    seconds = {key: program.costs[key].seconds for key in levels.cost_keys}
-    alone = program.table(seconds, levels.cost_keys)[levels.cost_of]
+    width = max(np.size(costs[key].seconds) for key in levels.cost_keys)
+    seconds = np.stack([np.broadcast_to(np.asarray(costs[key].seconds, float), (width,)) for key in levels.cost_keys])
+    alone = seconds[levels.cost_of]
     timeline = _longest_path(levels, alone)
-    contended = _contended_devices(program, levels) if contention else []
+    contended = _contended_devices(levels, costs, resources, width) if contention else []
     if not contended:
         return timeline
     for _ in range(MAX_ROUNDS):
@@ -183,17 +193,18 @@ class _Device:
     patterns: tuple[tuple[np.ndarray, np.ndarray], ...]  # (resources in use, tasks that use just those)
 
 
-def _contended_devices(program: Program, levels: Levels) -> list[_Device]:
+def _contended_devices(
+    levels: Levels, costs: Mapping[str, Cost], resources: Mapping[str, Resource], width: int
+) -> list[_Device]:
     """Devices with several lanes whose demands can add up to more than there is."""
-    width = program.candidates
-    costs = [program.costs[key] for key in levels.cost_keys]
-    names = sorted({name for cost in costs for name in cost.demands})
-    table = np.zeros((len(costs), len(names), width))
-    for row, cost in enumerate(costs):
+    used_costs = [costs[key] for key in levels.cost_keys]
+    names = sorted({name for cost in used_costs for name in cost.demands})
+    table = np.zeros((len(used_costs), len(names), width))
+    for row, cost in enumerate(used_costs):
         for column, name in enumerate(names):
-            table[row, column] = cost.demands.get(name, 0.0) / program.resources[name].capacity
+            table[row, column] = cost.demands.get(name, 0.0) / resources[name].capacity
     devices = []
-    for device in program.devices:
+    for device in sorted({lane.device for lane, _ in levels.lanes}):
         lanes = [ids for lane, ids in levels.lanes if lane.device == device]
         if len(lanes) < 2:
             continue

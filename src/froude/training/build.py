@@ -13,6 +13,7 @@ from froude.core.arrays import Array
 from froude.core.errors import FroudeError
 from froude.program.evaluate import Levels, compile_levels
 from froude.program.program import Action, Lane, MemoryDelta, Program, Task
+from froude.timing.cost import Cost
 from froude.training.price import Priced, add_up, combine
 from froude.training.schedule import Pass, Schedule
 from froude.training.work import BlockName
@@ -147,6 +148,15 @@ def build_program(structure: Structure, priced: Priced, resident: Mapping[int, A
     if own:
         tasks = [replace(task, after=list(task.after)) for task in tasks]
         lanes = {lane: list(order) for lane, order in lanes.items()}
+    sizes = {
+        key: add_up(composition, priced.saved_bytes) if what == "saved" else _largest(composition, priced)
+        for key, (what, composition) in bones.sizes.items()
+    }
+    return Program(tasks, lanes, costs_of(bones.costs, priced), sizes, dict(resident))
+
+
+def costs_of(recipes: Mapping[str, tuple[str, Composition]], priced: Priced) -> dict[str, Cost]:
+    """The costs of a skeleton's keys, under these prices."""
     tables = {
         "forward": priced.forward,
         "backward": priced.backward,
@@ -155,12 +165,8 @@ def build_program(structure: Structure, priced: Priced, resident: Mapping[int, A
         "reduce": priced.reduce,
         "optimizer": priced.update,
     }
-    costs = {key: combine(composition, tables[what]) for key, (what, composition) in bones.costs.items()}
-    sizes = {
-        key: add_up(composition, priced.saved_bytes) if what == "saved" else _largest(composition, priced)
-        for key, (what, composition) in bones.sizes.items()
-    }
-    return Program(tasks, lanes, {**costs, "send": priced.send}, sizes, dict(resident))
+    costs = {key: combine(composition, tables[what]) for key, (what, composition) in recipes.items()}
+    return {**costs, "send": priced.send}
 
 
 def _largest(composition: Composition, priced: Priced) -> Array:

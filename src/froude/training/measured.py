@@ -12,30 +12,23 @@ from froude.core.errors import FroudeError
 from froude.core.measurements import Skipped, Unusable, read_rows
 from froude.training.accuracy import memory_spread, step_spread
 from froude.training.choice import Candidate
+from froude.training.many import ROUNDS, Steps
 from froude.training.plan import Layout
 from froude.training.runs import COLUMNS, Run, run_of
 from froude.training.scores import Check, Scored
 from froude.training.step import Scenario, StepPrediction, predict
 
-ROUNDS = 2
-"""Rounds of as many micro-batches as stages after which a pipeline has settled."""
-
 
 def predicted_step_s(scenario: Scenario, layout: Layout) -> float:
-    """Seconds per step; long pipelines from two short ones.
+    """Seconds per step of one plan.
 
-    A pipeline's order of work repeats itself: each further round of micro-batches (one per stage) takes the same time
-    once the first have filled it, as every max-plus linear system becomes periodic (Baccelli et al. 1992,
-    "Synchronization and Linearity", theorem 3.28). Two rounds suffice to 1e-4.
+    Raises:
+        FroudeError: for a layout that is impossible, saying why.
     """
-    stages, micro_batches = layout.pipeline_parallel, scenario.micro_batches(layout)
-    few = micro_batches % stages + ROUNDS * stages
-    if micro_batches <= few + stages:
-        return predict(scenario, [layout])[0].step_s
-    start_s, next_s = (
-        predict(_with_micro_batches(scenario, layout, count), [layout])[0].step_s for count in (few, few + stages)
-    )
-    return start_s + (micro_batches - few) / stages * (next_s - start_s)
+    steps = Steps([(scenario, layout)])
+    if steps.errors[0] is not None:
+        raise FroudeError(steps.errors[0])
+    return float(steps.seconds()[0])
 
 
 def check_train(path: str | os.PathLike[str]) -> Check:
@@ -49,17 +42,23 @@ def check_train(path: str | os.PathLike[str]) -> Check:
     """
     scored: list[Scored] = []
     skipped: list[Skipped] = []
+    runs: list[tuple[Run, float]] = []
     rows = read_rows(path, (*COLUMNS, "step_s", "use"))
     for cells in rows:
         try:
-            run = run_of(cells)
-            predicted_s = predicted_step_s(run.scenario, run.layout)
-        except (Unusable, FroudeError) as reason:
+            runs.append((run_of(cells), float(cells["step_s"])))
+        except Unusable as reason:
             skipped.append(Skipped(str(cells["id"]), str(reason)))
+    steps = Steps([(run.scenario, run.layout) for run, _ in runs])
+    for (run, measured_s), predicted_s, error in zip(runs, steps.seconds(), steps.errors, strict=True):
+        if error is not None:
+            skipped.append(Skipped(run.id, error))
             continue
         spread, _ = step_spread(run.scenario)
-        measured_s, candidate = float(cells["step_s"]), Candidate.of(run)
-        scored.append(Scored(run.id, run.source, predicted_s, measured_s, run.assumed, run.kind, spread, candidate))
+        candidate = Candidate.of(run)
+        scored.append(
+            Scored(run.id, run.source, float(predicted_s), measured_s, run.assumed, run.kind, spread, candidate)
+        )
     return Check(len(rows), tuple(scored), tuple(skipped))
 
 

@@ -86,7 +86,7 @@ def price(work: StepWork, model: CostModel) -> Priced:
         gather_backward=_sync(work.gather_backward, model),
         reduce=_sync(work.reduce, model),
         update={name: model.sequence(ops) for name, ops in work.update.items()},
-        send=model.collective(work.send),
+        send=model.sequence(work.send),
         parameters={name: block.parameters for name, block in work.blocks.items()},
         saved_bytes={name: block.saved_bytes for name, block in work.blocks.items()},
         expert_parameters={name: block.expert_parameters for name, block in work.blocks.items()},

@@ -63,6 +63,12 @@ class Scenario:
         """Whether the device is a profile measured on a computer."""
         return bool(self.cluster.device.measured)
 
+    @cached_property
+    def rewrites_program(self) -> bool:
+        """Whether a technique changes the tasks of a step, which scenarios otherwise share."""
+        unchanged = TrainingTechnique.rewrite_program
+        return any(type(technique).rewrite_program is not unchanged for technique in self.techniques)
+
     def micro_batches(self, layout: Layout) -> int:
         """Micro-batches per step and replica."""
         return self.job.global_batch_sequences // (layout.data_parallel * layout.micro_batch)
@@ -183,19 +189,33 @@ class StepPrediction:
 
 
 @dataclass(frozen=True)
-class PricedBatch:
-    """Layouts of one kind, priced together: the first half of a prediction, enough for bounds."""
+class WorkBatch:
+    """Layouts of one kind and the work of their steps, techniques applied; nothing has a price yet."""
 
     layouts: tuple[Layout, ...]
     batch: LayoutBatch
     placement: Placement
     work: StepWork
-    priced: Priced
     context: StepContext
+
+
+@dataclass(frozen=True)
+class PricedBatch(WorkBatch):
+    """Layouts of one kind, priced together: the first half of a prediction, enough for bounds."""
+
+    priced: Priced
 
 
 def price_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[PricedBatch]:
     """Price layouts, one batch per kind of work, techniques applied."""
+    return [
+        PricedBatch(b.layouts, b.batch, b.placement, b.work, b.context, price(b.work, scenario.costs))
+        for b in work_of_layouts(scenario, layouts)
+    ]
+
+
+def work_of_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[WorkBatch]:
+    """The work of layouts, one batch per kind of work, techniques applied."""
     by_kind: dict[object, list[Layout]] = {}
     for layout in layouts:
         by_kind.setdefault(kind(layout), []).append(layout)
@@ -214,8 +234,7 @@ def price_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[PricedB
         work = step_work(blocks, arch, job, batch, placement)
         for technique in scenario.techniques:
             work = technique.rewrite_work(work, context)
-        priced = price(work, scenario.costs)
-        batches.append(PricedBatch(tuple(members), batch, placement, work, priced, context))
+        batches.append(WorkBatch(tuple(members), batch, placement, work, context))
     return batches
 
 
@@ -224,15 +243,15 @@ def gradient_bytes(scenario: Scenario) -> float:
     return 4.0 if scenario.job.precision == "fp32" or scenario.stack.gradients == "fp32" else 2.0
 
 
-def structure_of(scenario: Scenario, batch: PricedBatch, index: int) -> Structure:
-    """The structure of one layout's step."""
+def structure_of(scenario: Scenario, batch: WorkBatch, index: int, micro_batches: int | None = None) -> Structure:
+    """The structure of one layout's step, or of one with another number of micro-batches."""
     layout, work, stack = batch.layouts[index], batch.work, scenario.stack
     schedule = _schedule(layout.schedule, scenario.techniques)
     replicas = layout.data_parallel * layout.context_parallel > 1
     structure = Structure(
         stages=layout.pipeline_parallel,
         chunks=layout.virtual_stages,
-        micro_batches=scenario.micro_batches(layout),
+        micro_batches=micro_batches or scenario.micro_batches(layout),
         schedule=schedule,
         pieces=compositions(
             scenario.architecture.layers,
@@ -290,11 +309,11 @@ def _predict_group(
         stage: sum(resident_bytes(structure.stage_composition(stage), priced, placement).values(), start=0.0)
         for stage in range(structure.stages)
     }
-    program = build_program(structure, priced, resident, own=bool(scenario.techniques))
+    program = build_program(structure, priced, resident, own=scenario.rewrites_program)
     context = replace(batch.context, batch=_pick_batch(batch.batch, index), placement=placement)
     for technique in scenario.techniques:
         program = technique.rewrite_program(program, structure, priced, context)
-    levels = compile_levels(program) if scenario.techniques else skeleton(structure).levels
+    levels = compile_levels(program) if scenario.rewrites_program else skeleton(structure).levels
     timeline = evaluate(program, levels)
     width = len(members)
     nodes = scenario.cluster.nodes

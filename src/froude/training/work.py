@@ -75,7 +75,7 @@ class StepWork:
             the forward gather, once per step, spreads what the optimizer updated.
         reduce: combine gradients after backward passes; None on one replica.
         update: optimizer operators of one block, on this rank's share.
-        send: activations from stage to stage (gradients on the way back are as large).
+        send: what hands activations from stage to stage (gradients on the way back are as large).
     """
 
     blocks: Blocks
@@ -83,7 +83,7 @@ class StepWork:
     gather_backward: Sync | None
     reduce: Sync | None
     update: Mapping[BlockName, tuple[Operator, ...]]
-    send: Collective
+    send: tuple[Collective, ...]
 
 
 Blocks = Mapping[BlockName, Block]
@@ -145,7 +145,7 @@ def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, 
             )
             for name, block in blocks.items()
         },
-        send=_send(arch, job, batch, placement),
+        send=(_send(arch, job, batch, placement),),
     )
 
 

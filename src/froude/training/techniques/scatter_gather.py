@@ -11,11 +11,8 @@ from dataclasses import dataclass, replace
 from froude.core.registry import Source
 from froude.machines.cluster import Cluster, Group
 from froude.models.architecture import Architecture
-from froude.program.program import Program
 from froude.timing.cost import Collective
-from froude.training.build import Structure
 from froude.training.plan import Job, Layout
-from froude.training.price import Priced
 from froude.training.technique import StepContext, TrainingTechnique
 from froude.training.work import StepWork, stream_bytes
 
@@ -41,14 +38,8 @@ class ScatterGather(TrainingTechnique):
         return None
 
     def rewrite_work(self, work: StepWork, context: StepContext) -> StepWork:
-        """Each rank sends its share."""
-        return replace(work, send=replace(work.send, bytes=work.send.bytes / context.batch.tensor_parallel))
-
-    def rewrite_program(self, program: Program, structure: Structure, priced: Priced, context: StepContext) -> Program:
-        """A hand-over ends when the shares are gathered."""
+        """Each rank sends its share; a hand-over ends when the shares are gathered."""
+        ways = context.batch.tensor_parallel
         whole = stream_bytes(context.architecture, context.job, context.batch)
-        gather = Collective(
-            kind="all-gather", bytes=whole, group=Group(context.batch.tensor_parallel), name="pipeline-gather"
-        )
-        program.costs["send"] = program.costs["send"] + context.model.collective(gather)
-        return program
+        gather = Collective(kind="all-gather", bytes=whole, group=Group(ways), name="pipeline-gather")
+        return replace(work, send=(*(replace(part, bytes=part.bytes / ways) for part in work.send), gather))

@@ -115,7 +115,7 @@ def test_the_second_copy_costs_the_weights_over_the_ranks_of_a_node() -> None:
     before, after = step(cluster, {**OFF}), step(cluster, {**OFF, "hpz": True})
     parts = after.ledger(own_machine=False).stages[0]
     assert parts["secondary weights"] == pytest.approx(2.0 * resolve("meta-llama/Llama-2-13b-hf").parameters / 8)
-    assert after.peak_bytes > before.peak_bytes + parts["secondary weights"]
+    assert after.peak_bytes == pytest.approx(before.peak_bytes + parts["secondary weights"])
 
 
 def test_finer_groups_move_more_scales() -> None:

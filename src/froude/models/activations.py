@@ -52,7 +52,9 @@ def activation_tensors(
     recompute: Recompute = "none",
     attention: AttentionKernel = "flash",
     fused: bool = True,
+    fused_activation: bool | None = None,
     dropout: bool = False,
+    keep_gathered: bool = False,
     dense: bool = False,
 ) -> list[SavedTensor]:
     """What one layer keeps for its backward pass, tensor by tensor.
@@ -69,9 +71,12 @@ def activation_tensors(
         dtype: of activations.
         recompute: which policy.
         attention: which kernel computes attention.
-        fused: whether an RMSNorm and a gated activation are one kernel each; eager PyTorch runs them as several and
-            keeps what passes between them.
+        fused: whether an RMSNorm is one kernel; eager PyTorch computes it in fp32 and keeps the fp32 input and the
+            normalised output instead of the input.
+        fused_activation: whether a gated activation is one kernel (default: as ``fused``); eager PyTorch keeps the
+            activated gate too.
         dropout: whether the model trains with dropout (its masks take a byte per element).
+        keep_gathered: whether sequence parallelism keeps the inputs of products as they are gathered.
         dense: one of the leading dense layers of a mixture-of-experts model.
     """
     tokens = batch * queries
@@ -80,9 +85,11 @@ def activation_tensors(
     if recompute == "full":
         return [SavedTensor("layer-input", stream, BETWEEN, "layer")]
     inside = ("sequence", "heads")
+    product_input: tuple[str, ...] = ("sequence",) if keep_gathered else BETWEEN
+    fused_activation = fused if fused_activation is None else fused_activation
     saved = [
         SavedTensor("input-norm-input", stream, BETWEEN, "norm"),
-        SavedTensor("qkv-input", stream, BETWEEN, "linear"),
+        SavedTensor("qkv-input", stream, product_input, "linear"),
         *_saved_projections(arch, tokens * size),
         SavedTensor("attention-out-input", tokens * arch.value_width * size, inside, "linear"),
     ]
@@ -99,22 +106,24 @@ def activation_tensors(
         saved.append(SavedTensor("attention-dropout-mask", mask, BETWEEN, "dropout"))
         saved.append(SavedTensor("mlp-dropout-mask", mask, BETWEEN, "dropout"))
     saved.append(SavedTensor("mlp-norm-input", stream, BETWEEN, "norm"))
-    saved.append(SavedTensor("mlp-input", stream, BETWEEN, "linear"))
+    saved.append(SavedTensor("mlp-input", stream, product_input, "linear"))
     if not fused and arch.norm == "rms":
-        saved.append(SavedTensor("normalised", 2 * stream, BETWEEN, "norm"))
+        widened = tokens * arch.hidden * 4.0 - stream
+        saved.append(SavedTensor("normalised", 2 * (widened + stream), BETWEEN, "norm"))
     if arch.experts is None or dense:
-        return saved + _saved_mlp(arch, "mlp", tokens * arch.ffn * size, ("sequence", "ffn"), fused)
+        return saved + _saved_mlp(arch, "mlp", tokens * arch.ffn * size, ("sequence", "ffn"), fused_activation)
     experts = arch.experts
     routed = tokens * experts.top_k * size
     moved, inner = DISPATCHED, (*DISPATCHED, "expert_ffn")
     saved += [
         SavedTensor("router-probabilities", tokens * experts.count * 4.0, moved, "router"),
         SavedTensor("experts-input", routed * arch.hidden, moved, "linear"),
-        *_saved_mlp(arch, "experts", routed * experts.ffn, inner, fused),
+        *_saved_mlp(arch, "experts", routed * experts.ffn, inner, fused_activation),
         SavedTensor("experts-output", routed * arch.hidden, moved, "router"),
     ]
     if experts.shared_ffn:
-        saved += _saved_mlp(arch, "shared", tokens * experts.shared_ffn * size, ("sequence", "ffn"), fused)
+        shared = tokens * experts.shared_ffn * size
+        saved += _saved_mlp(arch, "shared", shared, ("sequence", "ffn"), fused_activation)
     return saved
 
 

@@ -35,6 +35,16 @@ class Stack(Spec):
         casts: of activations for 8-bit and 4-bit products: in passes that also transpose them for the backward pass,
             in passes of their own, or by the kernels that make the activations.
         experts: whose kernels multiply the tokens of a mixture of experts.
+        gradients_held: type in which gradients are kept between micro-batches: that in which they are reduced; the
+            compute type, widened bucket by bucket for the reduction; or as DeepSpeed does, fp16 sums for fp16, and for
+            bf16 sums in fp32 beside the bf16 gradients of the last micro-batch.
+        activation: gate and activation function as one kernel, or as several that keep what passes between them.
+        dropout: whether the model trains with dropout, whose masks are kept for the backward pass.
+        logits: split over tensor-parallel ranks for the loss, or gathered whole on every rank.
+        loss: cross entropy that overwrites its fp32 copy of the logits, one that keeps exponentials beside it
+            (Megatron-LM until 2023), or the library's, with log-probabilities and two gradients in copies of their own.
+        sequence_inputs: with sequence parallelism, the gathered inputs of products are gathered once more in the
+            backward pass, or kept.
         load: long jobs of nothing but large products, whose power lowers the clock, or products between other work.
         source: where this is documented.
     """
@@ -52,6 +62,12 @@ class Stack(Spec):
     all_reduce: Literal["library", "direct"] = "library"
     casts: Literal["transposed", "separate", "fused"] = "transposed"
     experts: Literal["library", "tensorrt-llm", "vllm", "sglang"] = "library"
+    gradients_held: Literal["reduced", "compute", "deepspeed"] = "reduced"
+    activation: Literal["fused", "eager"] = "fused"
+    dropout: Literal["none", "masks"] = "none"
+    logits: Literal["split", "gathered"] = "split"
+    loss: Literal["in-place", "copied", "library"] = "in-place"
+    sequence_inputs: Literal["gathered-again", "kept"] = "gathered-again"
     load: Literal["sustained", "mixed"] = "sustained"
     source: str = ""
 

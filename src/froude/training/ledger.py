@@ -12,6 +12,8 @@ from importlib import resources
 import numpy as np
 
 from froude.core.arrays import Array, Floats
+from froude.timing.stack import Stack
+from froude.training.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,9 @@ class MemoryConstants:
     """What a process takes beside its tensors (see memory.toml)."""
 
     runtime_bytes: float
+    communicator_bytes: float
+    workspace_bytes: float
+    bucket_bytes: float
     allocator_overhead: float
     spread: float
 
@@ -35,10 +40,15 @@ class Ledger:
     """Peak memory of one candidate.
 
     Attributes:
-        stages: stage -> part ("weights", "gradients", "optimizer", "activations", "runtime") -> bytes at the peak.
+        stages: stage -> part ("weights", "gradients", "optimizer", "activations", and what is beside the tensors:
+            "workspaces", "allocator", "runtime") -> bytes at the peak.
     """
 
     stages: Mapping[int, Mapping[str, float]]
+
+    def allocated_bytes(self, stage: int) -> float:
+        """What PyTorch counts as allocated: tensors and workspaces, at their peak."""
+        return sum(size for part, size in self.stages[stage].items() if part not in ("allocator", "runtime"))
 
     @property
     def peak_stage(self) -> int:
@@ -51,15 +61,33 @@ class Ledger:
         return sum(self.stages[self.peak_stage].values())
 
 
-def reserved_bytes(tensor_bytes: Array, *, own_machine: bool) -> Array:
-    """Device memory that ``tensor_bytes`` of live tensors take: allocator overhead and the runtime's own on top.
+def beside_tensors(
+    resident_bytes: Array, peak_bytes: Array, placement: Placement, stack: Stack, *, own_machine: bool
+) -> dict[str, Array]:
+    """Bytes beside a stage's tensors at their peak, by part.
+
+    What stays allocated throughout is allocated once. What comes and goes leaves gaps, in blocks that the caching
+    allocator keeps: a fraction of it.
 
     On a computer measured as a profile tensors are counted as they are: there is no device runtime beside them.
     """
     if own_machine:
-        return tensor_bytes
+        return {}
     constants = memory_constants()
-    return tensor_bytes * (1.0 + constants.allocator_overhead) + constants.runtime_bytes
+    buckets = constants.bucket_bytes if stack.gradients_held == "deepspeed" else 0.0
+    return {
+        "workspaces": constants.workspace_bytes + buckets,
+        "allocator": (peak_bytes - resident_bytes) * constants.allocator_overhead,
+        "runtime": constants.runtime_bytes + placement.communicators * constants.communicator_bytes,
+    }
+
+
+def device_bytes(
+    resident_bytes: Array, peak_bytes: Array, placement: Placement, stack: Stack, *, own_machine: bool
+) -> Array:
+    """Device memory that a stage takes whose tensors peak at ``peak_bytes``."""
+    beside = beside_tensors(resident_bytes, peak_bytes, placement, stack, own_machine=own_machine)
+    return sum(beside.values(), start=peak_bytes)
 
 
 def probability_of_fit(peak_bytes: Array, capacity_bytes: float) -> Floats:

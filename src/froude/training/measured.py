@@ -92,8 +92,7 @@ def check_memory(path: str | os.PathLike[str]) -> Check:
 def predicted_bytes(run: Run) -> tuple[float, float]:
     """Peak bytes of live tensors on the first stage, and of the process on the neediest stage."""
     prediction = settled(run.scenario, run.layout)
-    first = prediction.ledger(own_machine=False).stages[0]
-    return sum(size for part, size in first.items() if part != "runtime"), prediction.peak_bytes
+    return prediction.ledger(own_machine=False).allocated_bytes(0), prediction.peak_bytes
 
 
 def settled(scenario: Scenario, layout: Layout) -> StepPrediction:

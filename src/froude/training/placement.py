@@ -72,14 +72,21 @@ class State:
     """Something kept per parameter from step to step.
 
     Attributes:
-        bytes_per_parameter: size of one copy.
+        bytes_per_parameter: size of one copy, as it is communicated.
         shards: pieces it is divided into, beyond the division of the model itself.
         tier: "device" or "host".
+        held_bytes_per_parameter: what it takes in memory, where that differs.
     """
 
     bytes_per_parameter: float
     shards: Array = 1
     tier: Literal["device", "host"] = "device"
+    held_bytes_per_parameter: float | None = None
+
+    @property
+    def held(self) -> float:
+        """Bytes per parameter in memory."""
+        return self.bytes_per_parameter if self.held_bytes_per_parameter is None else self.held_bytes_per_parameter
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,17 @@ class Placement:
         """Pieces that the state of an expert is divided into, beyond the division of the experts."""
         return np.where(np.greater(state.shards, 1), self.expert_replicas().ranks, 1.0)
 
+    @property
+    def communicators(self) -> Array:
+        """Communicators that a rank belongs to.
+
+        One per mesh axis that is cut, one for the experts, one for all ranks; a pipeline has another for the weights
+        that its ends share.
+        """
+        cut = {axis: np.greater(size, 1) for axis, size in self.mesh.items()}
+        count = sum((1.0 * is_cut for is_cut in cut.values()), start=0.0) + 1.0 * cut["pp"]
+        return count + np.greater(count, 0)
+
     def with_state(self, name: str, state: State) -> Placement:
         """The same placement with one state added or replaced."""
         return replace(self, states={**self.states, name: state})
@@ -141,13 +159,13 @@ class Placement:
         """Bytes on one device of every state of a rank that holds ``parameters``, some of them in experts."""
         shared = parameters - expert_parameters
         return {
-            name: (shared / state.shards + expert_parameters / self.expert_shards(state)) * state.bytes_per_parameter
+            name: (shared / state.shards + expert_parameters / self.expert_shards(state)) * state.held
             for name, state in self.states.items()
             if state.tier == "device"
         }
 
 
-def place(job: Job, batch: LayoutBatch, gradient_bytes: float) -> Placement:
+def place(job: Job, batch: LayoutBatch, gradient_bytes: float, held_gradient_bytes: float | None = None) -> Placement:
     """Megatron's placement with ZeRO: heads, MLP width and vocabulary over "tp", states over replicas by ZeRO stage.
 
     Mixed precision keeps 16-bit weights with fp32 master weights and Adam moments (12 bytes); fp32 keeps the weights
@@ -175,7 +193,9 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float) -> Placement:
     sharded = batch.data_parallel * batch.context_parallel
     states = {
         "weights": State(2.0 if mixed else 4.0, sharded if batch.zero_stage >= 3 else 1),
-        "gradients": State(gradient_bytes, sharded if batch.zero_stage >= 2 else 1),
+        "gradients": State(
+            gradient_bytes, sharded if batch.zero_stage >= 2 else 1, held_bytes_per_parameter=held_gradient_bytes
+        ),
         "optimizer": State(12.0 if mixed else 8.0, sharded if batch.zero_stage >= 1 else 1),
     }
     return Placement(mesh, axes, states)

@@ -26,6 +26,11 @@ class Job(Spec):
         """Sequences per optimizer step."""
         return self.global_batch_tokens // self.seq_len
 
+    @property
+    def stream_dtype(self) -> str:
+        """Element type of activations outside the matrix products: FP8 recipes keep a 16-bit stream."""
+        return "bf16" if self.precision == "fp8" else self.precision
+
     @model_validator(mode="after")
     def _whole_sequences(self) -> Job:
         if self.global_batch_tokens % self.seq_len:

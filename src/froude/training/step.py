@@ -19,7 +19,8 @@ from froude.timing.cost import CostModel
 from froude.timing.roofline import Roofline
 from froude.timing.stack import Stack, find_stack
 from froude.training.build import Structure, build_program, compositions, skeleton, stage_composition
-from froude.training.ledger import Ledger, probability_of_fit, reserved_bytes
+from froude.training.ledger import Ledger, beside_tensors, device_bytes, probability_of_fit
+from froude.training.ledger_tensors import held_gradient_bytes
 from froude.training.placement import LayoutBatch, Placement, kind, place
 from froude.training.plan import Job, Layout, TrainPlan
 from froude.training.price import Priced, add_up, combine, price, resident_bytes
@@ -168,6 +169,7 @@ class StepPrediction:
     placement: Placement
     overhead_s: float
     straggling: float
+    stack: Stack
 
     def ledger(self, *, own_machine: bool) -> Ledger:
         """Peak memory by stage and part."""
@@ -182,8 +184,10 @@ class StepPrediction:
             kept = resident_bytes(self.structure.stage_composition(stage), self.priced, self.placement)
             parts = {name: pick(size) for name, size in kept.items()}
             total = float(peaks[stage][self.candidate])
-            parts["activations"] = total - pick(self.program.resident[stage])
-            parts["runtime"] = float(reserved_bytes(total, own_machine=own_machine)) - total
+            resident = pick(self.program.resident[stage])
+            parts["activations"] = total - resident
+            beside = beside_tensors(resident, total, self.placement, self.stack, own_machine=own_machine)
+            parts |= {name: pick(size) for name, size in beside.items()}
             stages[stage] = parts
         return Ledger(stages)
 
@@ -223,7 +227,7 @@ def work_of_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[WorkB
     for members in by_kind.values():
         batch = LayoutBatch.of(members)
         arch, job = scenario.architecture, scenario.job
-        placement = place(job, batch, gradient_bytes(scenario))
+        placement = place(job, batch, gradient_bytes(scenario), held_gradient_bytes(job, scenario.stack))
         context = StepContext(arch, scenario.cluster, job, batch, scenario.costs, placement)
         for technique in scenario.techniques:
             context = replace(context, placement=technique.rewrite_placement(context.placement, context))
@@ -320,8 +324,12 @@ def _predict_group(
     straggling = float(np.asarray(scenario.costs.straggling(nodes)))
     overhead_s = scenario.costs.step_overhead_s()
     step_s = np.broadcast_to(timeline.makespan_s * straggling + overhead_s, (width,))
-    tensors = np.stack([np.broadcast_to(peak, (width,)) for peak in peak_memory(program, levels).values()]).max(axis=0)
-    peak = np.broadcast_to(reserved_bytes(tensors, own_machine=scenario.own_machine), (width,))
+    own, stack = scenario.own_machine, scenario.stack
+    taken = [
+        np.broadcast_to(device_bytes(program.resident[stage], held, placement, stack, own_machine=own), (width,))
+        for stage, held in peak_memory(program, levels).items()
+    ]
+    peak = np.max(taken, axis=0)
     fits = probability_of_fit(peak, scenario.cluster.device.memory_bytes)
     bubble = _idle_fraction(program, timeline, width)
     job, device = scenario.job, scenario.cluster.device
@@ -345,6 +353,7 @@ def _predict_group(
             placement=placement,
             overhead_s=overhead_s,
             straggling=straggling,
+            stack=scenario.stack,
         )
         for column, i in enumerate(members)
     ]
@@ -380,7 +389,7 @@ def lower_bound_s(scenario: Scenario, batch: PricedBatch) -> Floats:
 def least_memory_bytes(scenario: Scenario, batch: PricedBatch) -> Floats:
     """Memory that every layout of the batch needs at least: its first and last stage with few micro-batches."""
     count = len(batch.layouts)
-    least = np.zeros(count)
+    least: Floats = np.zeros(count)
     groups: dict[tuple[int, int, int, str], list[int]] = {}
     for i, layout in enumerate(batch.layouts):
         few = min(scenario.micro_batches(layout), 2 * layout.pipeline_parallel)
@@ -393,12 +402,13 @@ def least_memory_bytes(scenario: Scenario, batch: PricedBatch) -> Floats:
         pieces = compositions(scenario.architecture.layers, stages, chunks, dense_layers(scenario.architecture))
         for stage in {0, stages - 1}:
             kept = resident_bytes(stage_composition(pieces, stage, stages), priced, placement)
-            held: Array = sum(kept.values(), start=0.0)
+            resident: Array = sum(kept.values(), start=0.0)
+            held = resident
             for chunk, most in enumerate(_most_in_flight(schedule, stages, few, chunks)[stage]):
                 held = held + most * add_up(pieces[chunk * stages + stage], priced.saved_bytes)
-            least[index] = np.maximum(least[index], held)
-    reserved: Floats = np.asarray(reserved_bytes(least, own_machine=scenario.own_machine))
-    return reserved
+            taken = device_bytes(resident, held, placement, scenario.stack, own_machine=scenario.own_machine)
+            least[index] = np.maximum(least[index], taken)
+    return least
 
 
 @lru_cache(maxsize=4096)

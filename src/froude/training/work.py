@@ -15,17 +15,12 @@ import numpy as np
 from froude.core.arrays import Array
 from froude.models.architecture import Architecture
 from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, GroupedMatmul, Matmul, Operator
-from froude.models.transformer import (
-    activation_tensors,
-    embedding_operators,
-    head_activation_tensors,
-    head_operators,
-    layer_operators,
-)
+from froude.models.transformer import embedding_operators, head_operators, layer_operators
 from froude.timing.cost import Collective
 from froude.timing.stack import Stack
+from froude.training.ledger_tensors import head_held, layer_held, weight_gradient_bytes
 from froude.training.placement import LayoutBatch, Placement
-from froude.training.plan import Job, Recompute
+from froude.training.plan import Job
 
 BlockName = str
 """"embedding", "layer", "dense-layer", "head", or a name that a technique adds."""
@@ -95,9 +90,9 @@ def model_blocks(arch: Architecture, job: Job, batch: LayoutBatch, placement: Pl
     Collectives of a layer follow Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.
     """
     blocks: dict[BlockName, Block] = {
-        "embedding": _embedding(arch, job, batch, placement),
+        "embedding": _embedding(arch, job, batch, placement, stack),
         "layer": _layer(arch, job, batch, placement, stack),
-        "head": _head(arch, job, batch, placement),
+        "head": _head(arch, job, batch, placement, stack),
     }
     if arch.experts is not None and arch.experts.dense_layers:
         blocks["dense-layer"] = _layer(arch, job, batch, placement, stack, dense=True)
@@ -192,7 +187,7 @@ def activation_bytes(job: Job) -> float:
 
 def stream_dtype(job: Job) -> str:
     """Element type of activations outside the matrix products."""
-    return "bf16" if job.precision == "fp8" else job.precision
+    return job.stream_dtype
 
 
 def _layer(
@@ -215,27 +210,13 @@ def _layer(
     forward: Work = (*attention, *there, *operators[out:], *back)
     region = _region_backward(arch, job, batch, placement)
     regions_backward: Work = (*region, *ring_backward, *(there if routed else region), *(back if routed else ()))
-    flash = stack.attention not in ("unfused", "fused-softmax")
     again: Work = ()
     if batch.recompute == "full":
         again = forward
     elif batch.recompute == "selective":
         again = tuple(op for op in operators if isinstance(op, Attention))
 
-    def kept(recompute: Recompute) -> Array:
-        tensors = activation_tensors(
-            arch,
-            batch=batch.micro_batch,
-            queries=job.seq_len,
-            dtype=dtype,
-            recompute=recompute,
-            attention="flash" if flash else "unfused",
-            fused=stack.fusion != "unfused",
-            dense=dense,
-        )
-        return sum((tensor.shard(ways) for tensor in tensors), start=0.0)
-
-    saved = kept(batch.recompute)
+    held = layer_held(arch, job, batch, ways, stack, dense=dense)
     expert_parameters: Array = 0.0
     if routed and arch.experts is not None:
         pieces = placement.mesh["ep"] if batch.spread_experts else placement.mesh["tp"]
@@ -246,9 +227,8 @@ def _layer(
         forward=forward,
         backward=(*again, *_reversed(operators), *regions_backward),
         parameters=everywhere / placement.mesh["tp"] + expert_parameters,
-        saved_bytes=saved,
-        # While a layer is recomputed, what it would have saved exists for that one layer.
-        transient_bytes=kept("none") - saved if batch.recompute != "none" else 0.0,
+        saved_bytes=held.saved,
+        transient_bytes=held.transient,
         expert_parameters=expert_parameters,
     )
 
@@ -281,7 +261,7 @@ def _ring(
     return (pass_on,), (again, replace(again, kind="reduce-scatter", name="cp-ring-gradients"))
 
 
-def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> Block:
+def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> Block:
     ways = _ways(arch, placement)
     tokens = batch.micro_batch * job.seq_len
     operators = [op.shard(ways) for op in embedding_operators(arch, tokens=tokens, dtype=stream_dtype(job))]
@@ -295,10 +275,11 @@ def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Plac
         backward=(*mirrored, *_reversed(operators)),
         parameters=arch.embedding_parameters / ways["vocab"],
         saved_bytes=0.0,
+        transient_bytes=weight_gradient_bytes(arch.embedding_parameters / ways["vocab"], job, stack),
     )
 
 
-def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> Block:
+def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> Block:
     ways = _ways(arch, placement)
     tokens = batch.micro_batch * job.seq_len
     operators = [
@@ -312,19 +293,14 @@ def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement
         group=placement.group("tp"),
         name="tp-loss",
     )
-    tensors = {
-        t.name: t.shard(ways)
-        for t in head_activation_tensors(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=stream_dtype(job))
-    }
-    logits = tensors.pop("logits")
+    held = head_held(arch, job, batch, ways, stack)
     own = arch.head_parameters + tied_copy(arch, batch)
     return Block(
         forward=(*opening, *operators, loss),
         backward=(*_reversed(operators), *_region_backward(arch, job, batch, placement)),
         parameters=(own + arch.final_norm_parameters) / ways["vocab"],
-        saved_bytes=sum(tensors.values(), start=0.0) + logits,
-        # the logits in the compute type that the fp32 copy was made from, and their gradient
-        transient_bytes=logits * (activation_bytes(job) / 4.0 + 1.0),
+        saved_bytes=held.saved,
+        transient_bytes=held.transient,
     )
 
 

@@ -161,7 +161,7 @@ class VocabularyParallelism(TrainingTechnique):
         return {
             "vocabulary-saved": logits + kept,
             # the logits in the compute type that the fp32 copy was made from, and their gradient
-            "vocabulary-transient": logits * (activation_bytes(context.job) / 4.0 + 1.0),
+            "vocabulary-transient": logits * activation_bytes(context.job) / 4.0,
             "vocabulary-stream": stream,
         }
 

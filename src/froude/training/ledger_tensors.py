@@ -1,0 +1,112 @@
+"""What a stack's tensors take on one rank: kept from forward to backward passes, and while a pass runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from froude.core.arrays import Array
+from froude.models.architecture import Architecture
+from froude.models.operator import BYTES_PER_ELEMENT
+from froude.models.transformer import SavedTensor, activation_tensors, head_activation_tensors
+from froude.timing.stack import Stack
+from froude.training.placement import LayoutBatch
+from froude.training.plan import Job, Recompute
+
+Ways = Mapping[str, Array]
+
+
+class Held(NamedTuple):
+    """Bytes of one block and micro-batch: kept for the backward pass, and held only while a pass runs."""
+
+    saved: Array
+    transient: Array
+
+
+def held_gradient_bytes(job: Job, stack: Stack) -> float | None:
+    """Bytes per parameter of the gradients in memory; None where they are kept as they are reduced."""
+    if stack.gradients_held == "reduced" or job.precision == "fp32":
+        return None
+    return 6.0 if stack.gradients_held == "deepspeed" and job.precision == "bf16" else 2.0
+
+
+def layer_held(
+    arch: Architecture, job: Job, batch: LayoutBatch, ways: Ways, stack: Stack, *, dense: bool = False
+) -> Held:
+    """What one layer holds."""
+    flash = stack.attention not in ("unfused", "fused-softmax")
+
+    def tensors(recompute: Recompute) -> list[SavedTensor]:
+        return activation_tensors(
+            arch,
+            batch=batch.micro_batch,
+            queries=job.seq_len,
+            dtype=job.stream_dtype,
+            recompute=recompute,
+            attention="flash" if flash else "unfused",
+            fused=stack.fusion != "unfused",
+            fused_activation=stack.fusion != "unfused" and stack.activation == "fused",
+            dropout=stack.dropout == "masks",
+            keep_gathered=stack.sequence_inputs == "kept",
+            dense=dense,
+        )
+
+    saved = _bytes(tensors(batch.recompute), ways)
+    # While a layer is recomputed, what it would have saved exists for that one layer.
+    again = _bytes(tensors("none"), ways) - saved if batch.recompute != "none" else 0.0
+    return Held(saved, again + _gradients_of_pass(tensors("none"), arch, job, batch, ways))
+
+
+def _gradients_of_pass(
+    tensors: list[SavedTensor], arch: Architecture, job: Job, batch: LayoutBatch, ways: Ways
+) -> Array:
+    """Gradients that exist at once in the backward pass of a layer, beside all that it saved.
+
+    The stream's, and those of whatever is widest: inputs and outputs of the activation function, or attention's scores
+    before and after the softmax where they are written out. Sequence parallelism gathers the stream twice: the input of
+    a product once more, and the gradient before it is scattered.
+    """
+    stream = batch.micro_batch * job.seq_len / ways.get("sequence", 1) * arch.hidden * _stream_bytes(job)
+    wide = _bytes([t for t in tensors if t.part == "activation" or t.name.endswith("-down-input")], ways)
+    scores = 2.0 * _bytes([t for t in tensors if t.name == "softmax-output"], ways)
+    between = stream / ways.get("tokens", 1) + (2.0 * stream if batch.sequence_parallel else 0.0)
+    return between + np.maximum(wide, scores)
+
+
+def head_held(arch: Architecture, job: Job, batch: LayoutBatch, ways: Ways, stack: Stack) -> Held:
+    """What the last norm, the output layer and the loss hold.
+
+    Beside the fp32 logits: those in the compute type they were made from, and what the loss adds. In place, it
+    overwrites the fp32 logits with probabilities and those with their gradient. Copied, exponentials stand beside them.
+    The library's keeps log-probabilities and makes two more gradients in fp32.
+    """
+    if stack.logits == "gathered":
+        ways = {**ways, "vocab": 1.0}
+    tensors = {
+        t.name: t.shard(ways)
+        for t in head_activation_tensors(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=job.stream_dtype)
+    }
+    logits = tensors["logits"]
+    copies = {"in-place": 0.0, "copied": 1.0, "library": 2.0}[stack.loss]
+    return Held(sum(tensors.values(), start=0.0), logits * (_stream_bytes(job) / 4.0 + copies))
+
+
+def weight_gradient_bytes(parameters: Array, job: Job, stack: Stack) -> Array:
+    """The gradient of a block's one matrix before it is added to those of the micro-batches before it.
+
+    DeepSpeed keeps it for the next step but widens it for the sum.
+    """
+    if stack.accumulation == "fused":
+        return 0.0
+    widened = stack.gradients_held == "deepspeed" and job.precision == "bf16"
+    return parameters * (4.0 if widened else _stream_bytes(job))
+
+
+def _bytes(tensors: list[SavedTensor], ways: Ways) -> Array:
+    return sum((tensor.shard(ways) for tensor in tensors), start=0.0)
+
+
+def _stream_bytes(job: Job) -> float:
+    return BYTES_PER_ELEMENT[job.stream_dtype]

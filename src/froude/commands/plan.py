@@ -25,7 +25,7 @@ def train(
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")],
     global_batch_tokens: Annotated[int, typer.Option(help="Tokens per optimizer step.")],
     tokens: Annotated[float | None, typer.Option(help="Tokens of the whole run: gives days, dollars, energy.")] = None,
-    precision: Annotated[str, typer.Option(help="bf16, fp16, fp8 or fp32.")] = "bf16",
+    precision: Annotated[str, typer.Option(help="bf16, fp16, fp8, nvfp4 or fp32.")] = "bf16",
     objective: Annotated[str, typer.Option(help="Rank by time, cost or energy.")] = "time",
     fix: Annotated[str | None, typer.Option(help="Layout fields to keep: tp=8,pp=4,recompute=full.")] = None,
     top: Annotated[int, typer.Option(help="How many layouts to list.")] = 10,

@@ -79,6 +79,8 @@ class Architecture(Spec):
         full_attention_every: with a sliding window, one layer in so many attends in full (GPT-OSS: 2); None: none does.
         latent: multi-head latent attention, where the model has it.
         experts: the mixture of experts, if there is one.
+        mtp_layers: modules that predict one token further each, used in training only: a layer and a projection each,
+            the embedding and the LM head shared (DeepSeek-V3, arXiv:2412.19437, section 2.2).
         source: where the figures were published.
     """
 
@@ -106,6 +108,7 @@ class Architecture(Spec):
     full_attention_every: int | None = Field(default=None, gt=1)
     latent: Latent | None = None
     experts: Experts | None = None
+    mtp_layers: int = Field(default=0, ge=0)
     source: str = ""
 
     @model_validator(mode="before")
@@ -258,6 +261,11 @@ class Architecture(Spec):
         return self.attention_parameters + self.norm_parameters + mlp
 
     @property
+    def mtp_projection_parameters(self) -> int:
+        """What a module that predicts a further token has beside its layer: two norms before the projection, one after."""
+        return 2 * self.hidden * self.hidden + 3 * self._norm_width
+
+    @property
     def parameters(self) -> int:
         """All parameters, each stored one once."""
         return self._total(self.layer_parameters)
@@ -272,6 +280,7 @@ class Architecture(Spec):
             layers = self.layers * layer
         else:
             layers = self.moe_layers * layer + self.experts.dense_layers * self.dense_layer_parameters
+        layers += self.mtp_layers * (layer + self.mtp_projection_parameters)
         return self.embedding_parameters + layers + self.final_norm_parameters + self.head_parameters
 
     # -- work and memory per token --------------------------------------------------------------------------------
@@ -291,11 +300,13 @@ class Architecture(Spec):
         projections = self.projection_parameters
         width = (3 if self.gated else 2) * self.hidden
         dense = projections + width * self.ffn
+        head = self.vocab * self.hidden
         if self.experts is None:
-            return self.layers * dense + self.vocab * self.hidden
+            return self.layers * dense + head + self.mtp_layers * (dense + 2 * self.hidden**2 + head)
         routed = self.experts.top_k * self.experts.ffn + self.experts.shared_ffn
         moe = projections + width * routed + self.router_parameters
-        return self.moe_layers * moe + self.experts.dense_layers * dense + self.vocab * self.hidden
+        further = self.mtp_layers * (moe + 2 * self.hidden**2 + head)
+        return self.moe_layers * moe + self.experts.dense_layers * dense + head + further
 
     def flops_per_token(self, seq_len: float, causal: bool = True) -> float:
         """Model FLOPs of one token's forward pass, averaged over a sequence of ``seq_len``.
@@ -306,7 +317,8 @@ class Architecture(Spec):
         sliding window; norms, softmax and activations excluded. Training costs 3 times this; recomputation is
         hardware FLOPs, never model FLOPs.
         """
-        return 2.0 * self.matmul_parameters + 4.0 * self.layers * self.attention_width * self.mean_keys(seq_len, causal)
+        pairs = (self.layers + self.mtp_layers) * self.mean_keys(seq_len, causal)
+        return 2.0 * self.matmul_parameters + 4.0 * self.attention_width * pairs
 
     def mean_keys(self, seq_len: float, causal: bool = True) -> float:
         """Keys a query attends to, averaged over a sequence and over layers."""

@@ -6,8 +6,8 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.models.architecture import Architecture, Latent
-from froude.models.operator import Attention, Elementwise, LatentAttention, Operator
-from froude.models.parts import INSIDE, inside, linear
+from froude.models.operator import Attention, LatentAttention, Operator
+from froude.models.parts import BETWEEN, INSIDE, between, inside, linear
 
 
 def attended_pairs(queries: Array, prefix: Array = 0, window: int | None = None) -> Array:
@@ -68,7 +68,7 @@ def attention_operators(
 def _latent(
     arch: Architecture, latent: Latent, tokens: Array, pairs: Array, context: Array, dtype: str
 ) -> list[Operator]:
-    """Multi-head latent attention. Down-projections and latents are whole on every tensor-parallel rank.
+    """Multi-head latent attention. Down-projections and latents are whole in width on every tensor-parallel rank.
 
     Where each key meets one query (decoding), the up-projection of keys and values is absorbed into queries and
     outputs, and all heads read the latents; elsewhere keys and values are expanded. Either way the up-projection is
@@ -81,10 +81,8 @@ def _latent(
     ranks = latent.query_rank + latent.kv_rank
     expanded = heads * (arch.head_dim - latent.rope_dim + latent.value_dim)
     return [
-        linear("latent-down", tokens, h, latent.query_rank + latent.cached, {"m": INSIDE}, dtype),
-        Elementwise(
-            name="latent-norm", dtype=dtype, rows=tokens, width=ranks, flops_per_element=4, axes={"rows": INSIDE}
-        ),
+        linear("latent-down", tokens, h, latent.query_rank + latent.cached, {"m": BETWEEN}, dtype),
+        between("latent-norm", tokens, ranks, dtype, flops=4),
         linear("query-up", tokens, latent.query_rank, arch.query_width, {"m": INSIDE, "n": "heads"}, dtype),
         inside("rotary", tokens, (heads + 1) * latent.rope_dim, "heads", dtype, flops=3),
         linear("key-value-up", tokens, latent.kv_rank, expanded, {"m": INSIDE, "n": "heads"}, dtype),

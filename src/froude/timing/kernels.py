@@ -19,7 +19,16 @@ import numpy as np
 
 from froude.core.arrays import Array, Floats
 from froude.machines.device import Device
-from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Gather, GroupedMatmul, Matmul, Operator
+from froude.models.operator import (
+    BYTES_PER_ELEMENT,
+    Attention,
+    Elementwise,
+    Gather,
+    GroupedMatmul,
+    LatentAttention,
+    Matmul,
+    Operator,
+)
 from froude.timing.constants import Constants
 from froude.timing.stack import Stack
 
@@ -129,11 +138,10 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     if narrow:  # results leave in 16 bits, inputs are cast on the way
         traffic = traffic + op.batch * op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes)
         if rates.stack.casts != "fused":
-            cast = (
-                "gemm.cast_bytes_per_element"
-                if rates.stack.casts == "transposed"
-                else "gemm.quantise_bytes_per_element"
-            )
+            transposed = rates.stack.casts == "transposed"
+            cast = "gemm.cast_bytes_per_element" if transposed else "gemm.quantise_bytes_per_element"
+            if transposed and op.dtype == "fp4":
+                cast = "gemm.cast_bytes_per_element_4_bit"
             traffic = traffic + op.batch * rates.constants[cast] * op.m * op.k
             kernels = 2.0
     return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels)
@@ -187,7 +195,9 @@ def _attention(op: Attention, rates: Rates) -> Work:
     if rates.own_machine:
         return Work(op.flops / rate, traffic, kernels)
     multiple = constants["attention.head_multiple"]
-    padding = np.ceil(np.divide(op.head_dim, multiple)) * multiple / op.head_dim
+    padding: Array = np.ceil(np.divide(op.head_dim, multiple)) * multiple / op.head_dim
+    if isinstance(op, LatentAttention):  # its kernels are made for its two widths
+        padding = 1.0
     keys = 2.0 * np.divide(op.pairs, op.tokens)  # a causal query sees half of its sequence
     ramp = 1.0 + constants.of_generation("attention.ramp_keys", rates.device.name) / np.maximum(keys, 1.0)
     fraction = flash_fraction(rates)

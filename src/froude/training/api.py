@@ -104,7 +104,7 @@ def plan_train(
         seq_len: tokens per sequence.
         global_batch_tokens: tokens per optimizer step, a multiple of ``seq_len``.
         tokens: of the whole run, for days, dollars, energy and carbon.
-        precision: "bf16", "fp16", "fp8" or "fp32".
+        precision: "bf16", "fp16", "fp8", "nvfp4" or "fp32".
         objective: rank by time, cost or energy of the run (of the step, without ``tokens``).
         fix: layout fields to keep, such as ``tp=8,pp=4``.
         top: how many to return.

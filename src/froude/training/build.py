@@ -60,8 +60,10 @@ class Structure:
 
 
 @lru_cache(maxsize=1024)
-def compositions(layers: int, stages: int, chunks: int, dense_layers: int = 0) -> tuple[Composition, ...]:
-    """What each virtual stage is made of, first to last."""
+def compositions(
+    layers: int, stages: int, chunks: int, dense_layers: int = 0, mtp_layers: int = 0
+) -> tuple[Composition, ...]:
+    """What each virtual stage is made of, first to last; modules that predict further tokens stand before the head."""
     pieces: list[Composition] = []
     dense_left = dense_layers
     for count in split_layers(layers, stages * chunks):
@@ -70,6 +72,8 @@ def compositions(layers: int, stages: int, chunks: int, dense_layers: int = 0) -
         pieces.append(Composition({"layer": count - dense, "dense-layer": dense} if dense else {"layer": count}))
     pieces[0]["embedding"] = 1
     pieces[-1]["head"] = 1
+    if mtp_layers:
+        pieces[-1]["mtp"] = mtp_layers
     return tuple(pieces)
 
 
@@ -86,7 +90,9 @@ def split_layers(layers: int, pieces: int) -> list[int]:
     """Layers of each virtual stage: equal where they divide.
 
     Where they do not, the embedding and the head count as a layer each if that makes the pieces equal (as BLOOM and
-    Llama 3 were laid out); otherwise the remainder goes to the earlier middle pieces.
+    Llama 3 were laid out). Otherwise the last piece, which has the head, gets what full pieces leave, or, where they
+    leave it less than nothing, the head counts as two (both as DeepSeek-V3 is laid out in Megatron-Bridge: 16 pieces of
+    4 layers, the last of 1; 32 of 2, the first of 1 and the last of none); or the earlier middle pieces get one more.
     """
     if pieces > layers:
         raise FroudeError(f"pipeline_parallel: {pieces} virtual stages are more than the model's {layers} layers")
@@ -101,6 +107,12 @@ def split_layers(layers: int, pieces: int) -> list[int]:
     elif (layers + 1) % pieces == 0 and base >= 1:
         counts = [base + 1] * pieces
         counts[-1] -= 1
+    elif (pieces - 1) * (base + 1) < layers:
+        counts = [base + 1] * (pieces - 1) + [layers - (pieces - 1) * (base + 1)]
+    elif (layers + 3) % pieces == 0 and base >= 1:
+        counts = [base + 1] * pieces
+        counts[0] -= 1
+        counts[-1] -= 2
     else:
         for i in range(rest):
             counts[(i + 1) % pieces] += 1
@@ -326,8 +338,9 @@ class _Builder:
             parts.append(Composition(zip(names.tolist(), counts.tolist(), strict=True)))
         if "embedding" in whole:
             parts[0]["embedding"] = 1
-        if "head" in whole:
-            parts[-1]["head"] = 1
+        for name in ("mtp", "head"):
+            if name in whole:
+                parts[-1][name] = whole[name]
         return parts
 
     def _cost(self, what: str, composition: Composition) -> str:

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from froude.core.spec import Spec
 
 Positive = Annotated[int, Field(gt=0)]
-Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
+PRODUCT_DTYPES = {"fp8": "fp8", "nvfp4": "fp4"}
+"""Recipes whose matrix products run in a narrower type than the 16 bits of everything else."""
 Recompute = Literal["none", "selective", "full"]
 
 
@@ -27,9 +29,14 @@ class Job(Spec):
         return self.global_batch_tokens // self.seq_len
 
     @property
+    def product_dtype(self) -> str:
+        """Element type of the matrix products of the layers."""
+        return PRODUCT_DTYPES.get(self.precision, self.precision)
+
+    @property
     def stream_dtype(self) -> str:
-        """Element type of activations outside the matrix products: FP8 recipes keep a 16-bit stream."""
-        return "bf16" if self.precision == "fp8" else self.precision
+        """Element type of activations outside those products: recipes in 8 and 4 bits keep 16."""
+        return "bf16" if self.precision in PRODUCT_DTYPES else self.precision
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Job:

@@ -159,7 +159,17 @@ def _architecture(row: _Row) -> Architecture:
         row.assumed.append("layers")
         shape["layers"] = _layers_from_parameters(row, family, shape)
     fields: dict[str, Any] = {key: value for key, value in shape.items() if value is not None}
-    for key in ("gated", "norm", "positions", "head_dim", "qk_norm", "tied_embeddings", "embedding_norm"):
+    for key in (
+        "gated",
+        "norm",
+        "positions",
+        "head_dim",
+        "qk_norm",
+        "tied_embeddings",
+        "embedding_norm",
+        "latent",
+        "mtp_layers",
+    ):
         value = row.defaults.get(key, family.get(key))
         if value is not None:
             fields[key] = value
@@ -177,8 +187,6 @@ def _experts(row: _Row, family: Mapping[str, Any]) -> dict[str, Any] | None:
     count = row.cells.get("n_experts") or 1
     if count <= 1:
         return None
-    if family.get("latent_attention"):
-        raise Unusable("latent attention is not expressed yet")
     return {
         "count": count,
         "top_k": row.need("topk", "top_k"),

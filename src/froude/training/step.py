@@ -18,7 +18,7 @@ from froude.program.program import Program
 from froude.timing.cost import CostModel
 from froude.timing.roofline import Roofline
 from froude.timing.stack import Stack, find_stack
-from froude.training.build import Structure, build_program, compositions, skeleton, stage_composition
+from froude.training.build import Composition, Structure, build_program, compositions, skeleton, stage_composition
 from froude.training.ledger import Ledger, beside_tensors, device_bytes, probability_of_fit
 from froude.training.ledger_tensors import held_gradient_bytes
 from froude.training.placement import LayoutBatch, Placement, kind, place
@@ -128,6 +128,11 @@ class Scenario:
 def dense_layers(architecture: Architecture) -> int:
     """Leading layers with a dense MLP in a mixture of experts."""
     return architecture.experts.dense_layers if architecture.experts else 0
+
+
+def _pieces(architecture: Architecture, stages: int, chunks: int) -> tuple[Composition, ...]:
+    """What the virtual stages of a pipeline are made of."""
+    return compositions(architecture.layers, stages, chunks, dense_layers(architecture), architecture.mtp_layers)
 
 
 @lru_cache(maxsize=64)
@@ -257,12 +262,7 @@ def structure_of(scenario: Scenario, batch: WorkBatch, index: int, micro_batches
         chunks=layout.virtual_stages,
         micro_batches=micro_batches or scenario.micro_batches(layout),
         schedule=schedule,
-        pieces=compositions(
-            scenario.architecture.layers,
-            layout.pipeline_parallel,
-            layout.virtual_stages,
-            dense_layers(scenario.architecture),
-        ),
+        pieces=_pieces(scenario.architecture, layout.pipeline_parallel, layout.virtual_stages),
         gather_each=work.gather_forward.each if work.gather_forward and replicas else None,
         reduce_each=work.reduce.each if work.reduce and replicas else None,
         shard_overlap=stack.shard_overlap != "none",
@@ -335,7 +335,7 @@ def _predict_group(
     job, device = scenario.job, scenario.cluster.device
     tokens = float(job.global_batch_tokens)
     model_flops = 3.0 * scenario.architecture.flops_per_token(job.seq_len) * tokens
-    peak_flops = device.peak(job.precision) * scenario.cluster.count
+    peak_flops = device.peak(job.product_dtype) * scenario.cluster.count
     return [
         StepPrediction(
             layout=batch.layouts[i],
@@ -374,7 +374,7 @@ def lower_bound_s(scenario: Scenario, batch: PricedBatch) -> Floats:
     for (stages, chunks, micro_batches), members in groups.items():
         index = np.array(members)
         priced = batch.priced.pick(index)
-        pieces = compositions(scenario.architecture.layers, stages, chunks, dense_layers(scenario.architecture))
+        pieces = _pieces(scenario.architecture, stages, chunks)
         first, last = stage_composition(pieces, 0, stages), stage_composition(pieces, stages - 1, stages)
         both = {name: priced.forward[name] + priced.backward[name] for name in priced.forward}
         fill = sum((combine(piece, both).seconds for piece in pieces[: stages - 1]), start=0.0)
@@ -399,7 +399,7 @@ def least_memory_bytes(scenario: Scenario, batch: PricedBatch) -> Floats:
         index = np.array(members)
         priced = batch.priced.pick(index)
         placement = _pick_placement(batch.placement, index)
-        pieces = compositions(scenario.architecture.layers, stages, chunks, dense_layers(scenario.architecture))
+        pieces = _pieces(scenario.architecture, stages, chunks)
         for stage in {0, stages - 1}:
             kept = resident_bytes(stage_composition(pieces, stage, stages), priced, placement)
             resident: Array = sum(kept.values(), start=0.0)

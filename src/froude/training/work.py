@@ -15,12 +15,13 @@ import numpy as np
 from froude.core.arrays import Array
 from froude.models.architecture import Architecture
 from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, GroupedMatmul, Matmul, Operator
+from froude.models.parts import INSIDE, between, linear
 from froude.models.transformer import embedding_operators, head_operators, layer_operators
 from froude.timing.cost import Collective
 from froude.timing.stack import Stack
 from froude.training.ledger_tensors import head_held, layer_held, weight_gradient_bytes
 from froude.training.placement import LayoutBatch, Placement
-from froude.training.plan import Job
+from froude.training.plan import PRODUCT_DTYPES, Job
 
 BlockName = str
 """"embedding", "layer", "dense-layer", "head", or a name that a technique adds."""
@@ -96,6 +97,8 @@ def model_blocks(arch: Architecture, job: Job, batch: LayoutBatch, placement: Pl
     }
     if arch.experts is not None and arch.experts.dense_layers:
         blocks["dense-layer"] = _layer(arch, job, batch, placement, stack, dense=True)
+    if arch.mtp_layers:
+        blocks["mtp"] = _further_token(arch, job, batch, placement, blocks)
     return {
         name: replace(block, backward=(*block.backward, *_accumulation(block.parameters, job, batch, stack)))
         for name, block in blocks.items()
@@ -181,7 +184,7 @@ def stream_bytes(arch: Architecture, job: Job, batch: LayoutBatch) -> Array:
 
 
 def activation_bytes(job: Job) -> float:
-    """Bytes per element of activations: 16 bits unless the job is plain fp32 (FP8 recipes keep a 16-bit stream)."""
+    """Bytes per element of activations: 16 bits unless the job is plain fp32 (8-bit and 4-bit recipes keep 16 bits)."""
     return 4.0 if job.precision == "fp32" else 2.0
 
 
@@ -202,14 +205,23 @@ def _layer(
     routed = arch.experts is not None and not dense
     out = next(i for i, op in enumerate(operators) if op.name == "attention-out") + 1
     opening, closing = _region_collectives(arch, job, batch, placement)
+    attention_opening = opening
+    region = attention_region = _region_backward(arch, job, batch, placement)
+    if arch.latent is not None:  # ranks compute latents of their own tokens, and exchange those
+        share = (arch.latent.query_rank + arch.latent.cached) / arch.hidden
+        attention_opening = tuple(replace(c, bytes=c.bytes * share) for c in opening)
+        attention_region = tuple(
+            replace(c, bytes=c.bytes * share) if "open" in c.name or "input" in c.name else c for c in region
+        )
     ring, ring_backward = _ring(arch, job, batch, placement, ways)
     # Two regions, attention and MLP, each between its opening and its closing collective. Routed tokens travel to
     # their experts and back instead.
-    attention: Work = (*opening, *operators[:out], *ring, *closing)
+    attention: Work = (*attention_opening, *operators[:out], *ring, *closing)
     there, back = _exchange(arch, job, batch, placement) if routed else (opening, closing)
     forward: Work = (*attention, *there, *operators[out:], *back)
-    region = _region_backward(arch, job, batch, placement)
-    regions_backward: Work = (*region, *ring_backward, *(there if routed else region), *(back if routed else ()))
+    last: Work = (*there, *back) if routed else region
+    regions_backward: Work = (*attention_region, *ring_backward, *last)
+    flash = stack.attention not in ("unfused", "fused-softmax")
     again: Work = ()
     if batch.recompute == "full":
         again = forward
@@ -223,13 +235,40 @@ def _layer(
         expert_parameters = arch.experts.count * arch.expert_parameters / pieces
     whole = arch.dense_layer_parameters if dense else arch.layer_parameters
     everywhere = whole - (arch.experts.count * arch.expert_parameters if routed and arch.experts else 0)
+    copied = 0 if arch.latent is None else arch.hidden * (arch.latent.query_rank + arch.latent.cached)
     return Block(
         forward=forward,
         backward=(*again, *_reversed(operators), *regions_backward),
-        parameters=everywhere / placement.mesh["tp"] + expert_parameters,
+        parameters=(everywhere - copied) / placement.mesh["tp"] + copied + expert_parameters,
         saved_bytes=held.saved,
         transient_bytes=held.transient,
         expert_parameters=expert_parameters,
+    )
+
+
+def _further_token(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, blocks: Blocks) -> Block:
+    """A module that predicts one token further: two norms, a projection of both halves, a layer, and the LM head again.
+
+    DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437, section 2.2; embedding and LM head are those of the model.
+    """
+    ways = _ways(arch, placement)
+    tokens, hidden = batch.micro_batch * job.seq_len, arch.hidden
+    joined = [
+        _product_dtype(op, job).shard(ways)
+        for op in (
+            between("mtp-norm", tokens, 2 * hidden, stream_dtype(job), flops=4),
+            linear("mtp-projection", tokens, 2 * hidden, hidden, {"m": INSIDE, "n": "ffn"}, stream_dtype(job)),
+        )
+    ]
+    layer, head = blocks["layer"], blocks["head"]
+    kept = 3.0 * stream_bytes(arch, job, batch) / ways.get("tokens", 1.0)  # inputs of the norms and of the projection
+    return Block(
+        forward=(*joined, *layer.forward, *head.forward),
+        backward=(*head.backward, *layer.backward, *_reversed(joined)),
+        parameters=layer.parameters + arch.mtp_projection_parameters / placement.mesh["tp"],
+        saved_bytes=layer.saved_bytes + head.saved_bytes + kept,
+        transient_bytes=layer.transient_bytes + head.transient_bytes,
+        expert_parameters=layer.expert_parameters,
     )
 
 
@@ -320,9 +359,14 @@ def _ways(arch: Architecture, placement: Placement) -> dict[str, Array]:
 
 
 def _product_dtype(op: Operator, job: Job) -> Operator:
-    """FP8 jobs run the matrix products of the layers in 8 bits; the rest of the stream stays in 16."""
-    if job.precision == "fp8" and isinstance(op, (Matmul, GroupedMatmul)) and op.name not in ("lm-head", "router"):
-        return replace(op, dtype="fp8")
+    """Narrow recipes run the matrix products of the layers in 8 or 4 bits; the rest of the stream stays in 16.
+
+    Attention, router and LM head stay in 16 bits too: NVIDIA 2025, "Pretraining Large Language Models with NVFP4",
+    arXiv:2509.25149, section 4, which keeps some layers in 16 bits as well; Megatron-Bridge's recipe
+    ``bf16_with_nvfp4_mixed`` does not.
+    """
+    if job.precision in PRODUCT_DTYPES and isinstance(op, Matmul) and op.name not in ("lm-head", "router"):
+        return replace(op, dtype=job.product_dtype)
     return op
 
 

@@ -262,7 +262,7 @@ class Architecture(Spec):
 
     @property
     def mtp_projection_parameters(self) -> int:
-        """What a module that predicts a further token has beside its layer: two norms before the projection, one after."""
+        """What a module for a further token has beside its layer: a projection, two norms before it and one after."""
         return 2 * self.hidden * self.hidden + 3 * self._norm_width
 
     @property

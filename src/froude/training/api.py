@@ -131,7 +131,7 @@ def plan_train(
     found: list[tuple[Scenario, Cluster, SearchResult]] = []
     problems: list[FroudeError] = []
     for one in clusters:
-        one.device.peak(precision)
+        one.device.peak(job.product_dtype)
         scenario = calibrated(Scenario(architecture, one, job, find_stack(stack_name), used), constants)
         try:
             found.append((scenario, one, search(scenario, keep=top, fixed=fixed)))

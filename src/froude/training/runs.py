@@ -112,6 +112,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
                 "precision": precision,
             }
         )
+        cluster.device.peak(job.product_dtype)
         stack = _stack(row)
     except FroudeError as error:
         raise Unusable(str(error)) from None

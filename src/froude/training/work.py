@@ -14,7 +14,7 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.models.architecture import Architecture
-from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, GroupedMatmul, Matmul, Operator
+from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, Matmul, Operator
 from froude.models.parts import INSIDE, between, linear
 from froude.models.transformer import embedding_operators, head_operators, layer_operators
 from froude.timing.cost import Collective

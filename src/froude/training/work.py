@@ -221,7 +221,6 @@ def _layer(
     forward: Work = (*attention, *there, *operators[out:], *back)
     last: Work = (*there, *back) if routed else region
     regions_backward: Work = (*attention_region, *ring_backward, *last)
-    flash = stack.attention not in ("unfused", "fused-softmax")
     again: Work = ()
     if batch.recompute == "full":
         again = forward

@@ -41,8 +41,9 @@ class Stack(Spec):
         activation: gate and activation function as one kernel, or as several that keep what passes between them.
         dropout: whether the model trains with dropout, whose masks are kept for the backward pass.
         logits: split over tensor-parallel ranks for the loss, or gathered whole on every rank.
-        loss: cross entropy that overwrites its fp32 copy of the logits, one that keeps exponentials beside it
-            (Megatron-LM until 2023), or the library's, with log-probabilities and two gradients in copies of their own.
+        loss: cross entropy as one kernel that reads logits in the compute type; as several that overwrite their fp32
+            copy of the logits, or (Megatron-LM until 2023) keep exponentials beside it; or the library's, with
+            log-probabilities and two gradients in fp32 copies of their own.
         sequence_inputs: with sequence parallelism, the gathered inputs of products are gathered once more in the
             backward pass, or kept.
         load: long jobs of nothing but large products, whose power lowers the clock, or products between other work.
@@ -66,7 +67,7 @@ class Stack(Spec):
     activation: Literal["fused", "eager"] = "fused"
     dropout: Literal["none", "masks"] = "none"
     logits: Literal["split", "gathered"] = "split"
-    loss: Literal["in-place", "copied", "library"] = "in-place"
+    loss: Literal["fused", "in-place", "copied", "library"] = "in-place"
     sequence_inputs: Literal["gathered-again", "kept"] = "gathered-again"
     load: Literal["sustained", "mixed"] = "sustained"
     source: str = ""

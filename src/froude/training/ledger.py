@@ -69,11 +69,14 @@ def beside_tensors(
     What stays allocated throughout is allocated once. What comes and goes leaves gaps, in blocks that the caching
     allocator keeps: a fraction of it.
 
-    On a computer measured as a profile tensors are counted as they are: there is no device runtime beside them.
+    On a computer measured as a profile tensors are counted as they are: there is no device runtime beside them. A
+    compiler that plans all buffers beforehand (XLA) leaves no gaps, and plans those of collectives too.
     """
     if own_machine:
         return {}
     constants = memory_constants()
+    if stack.host == "compiled":
+        return {"runtime": constants.runtime_bytes}
     buckets = constants.bucket_bytes if stack.gradients_held == "deepspeed" else 0.0
     return {
         "workspaces": constants.workspace_bytes + buckets,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def layer_held(
     flash = stack.attention not in ("unfused", "fused-softmax")
 
     def tensors(recompute: Recompute) -> list[SavedTensor]:
-        return activation_tensors(
+        saved = activation_tensors(
             arch,
             batch=batch.micro_batch,
             queries=job.seq_len,
@@ -52,6 +53,7 @@ def layer_held(
             keep_gathered=stack.sequence_inputs == "kept",
             dense=dense,
         )
+        return [_in_eight_bits(tensor) for tensor in saved] if job.precision == "fp8" else saved
 
     saved = _bytes(tensors(batch.recompute), ways)
     # While a layer is recomputed, what it would have saved exists for that one layer.
@@ -75,12 +77,21 @@ def _gradients_of_pass(
     return between + np.maximum(wide, scores)
 
 
+EIGHT_BITS = ("qkv-input", "mlp-input", "mlp-down-input", "shared-down-input", "experts-input", "experts-down-input")
+"""Inputs of products that no other operator keeps in 16 bits."""
+
+
+def _in_eight_bits(tensor: SavedTensor) -> SavedTensor:
+    """FP8 recipes keep the inputs of products as the products read them (docs.nvidia.com, Transformer Engine)."""
+    return replace(tensor, bytes=tensor.bytes / 2.0) if tensor.name in EIGHT_BITS else tensor
+
+
 def head_held(arch: Architecture, job: Job, batch: LayoutBatch, ways: Ways, stack: Stack) -> Held:
     """What the last norm, the output layer and the loss hold.
 
-    Beside the fp32 logits: those in the compute type they were made from, and what the loss adds. In place, it
-    overwrites the fp32 logits with probabilities and those with their gradient. Copied, exponentials stand beside them.
-    The library's keeps log-probabilities and makes two more gradients in fp32.
+    A fused loss keeps the logits in the compute type, and makes their gradient. Otherwise there is a copy in fp32
+    beside the logits that it was made from. In place, probabilities and then their gradient overwrite it. Copied,
+    exponentials stand beside it. The library's keeps log-probabilities and makes two more gradients in fp32.
     """
     if stack.logits == "gathered":
         ways = {**ways, "vocab": 1.0}
@@ -88,9 +99,13 @@ def head_held(arch: Architecture, job: Job, batch: LayoutBatch, ways: Ways, stac
         t.name: t.shard(ways)
         for t in head_activation_tensors(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=job.stream_dtype)
     }
-    logits = tensors["logits"]
+    wide = tensors.pop("logits")
+    narrow = wide * _stream_bytes(job) / 4.0
+    kept = sum(tensors.values(), start=0.0)
+    if stack.loss == "fused":
+        return Held(kept + narrow, narrow)
     copies = {"in-place": 0.0, "copied": 1.0, "library": 2.0}[stack.loss]
-    return Held(sum(tensors.values(), start=0.0), logits * (_stream_bytes(job) / 4.0 + copies))
+    return Held(kept + wide, narrow + copies * wide)
 
 
 def weight_gradient_bytes(parameters: Array, job: Job, stack: Stack) -> Array:

@@ -8,9 +8,10 @@ from scipy.optimize import minimize
 
 from froude.core.errors import FroudeError
 from froude.laws.fitted import read_law
-from froude.laws.fitting import fit, held_out_rows, objective_at
+from froude.laws.fitting import fit, objective_at
 from froude.laws.law import LAWS
 from froude.laws.library.hoffmann import Hoffmann
+from froude.laws.objective import held_out_rows
 
 # Decades of plausible inputs, where they are not those of parameters or tokens.
 DECADES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from froude.core.errors import FroudeError
@@ -81,14 +82,39 @@ def test_routed_last_steps(law_data) -> None:
     assert dense_equivalent(1e8, 64.0, values) > 1.5e8 and dense_equivalent(1e8, 1.0, values) == pytest.approx(1e8)
 
 
-def test_emphasis_on_large_runs_extrapolates_better(law_data) -> None:
-    from froude.laws.check import load
+def test_coefficients_led_by_large_runs_extrapolate_better(law_data) -> None:
+    from froude.laws.check import load, where
     from froude.laws.fitting import fit
+    from froude.laws.objective import held_out_rows
 
     table = load(law_data / "epoch_chinchilla" / "hoffmann_points.csv")
-    plain = fit("besiroglu", table, starts=60, holdout="largest:0.15").holdout
-    weighted = fit("besiroglu", table, starts=60, holdout="largest:0.15", emphasis="auto").holdout
-    assert weighted.median_ape < 0.01 and weighted.median_ape < plain.median_ape
+    large = held_out_rows(table, "largest:0.15")
+    known, unseen = where(table, ~large), where(table, large)
+
+    def error(emphasis: float | str) -> float:
+        predicted = fit("besiroglu", known, starts=60, emphasis=emphasis).fitted.predict_arrays(unseen)[0]
+        return float(np.median(np.abs(predicted / unseen["loss"] - 1.0)))
+
+    assert error("auto") < 0.01 and error("auto") < error(0.0)
+
+
+def test_an_outlook_predicts_better_than_the_coefficients_and_covers(law_data, tmp_path) -> None:
+    from froude.laws.check import load, where
+    from froude.laws.fitted import read_law
+    from froude.laws.fitting import fit
+
+    runs = load(law_data / "porian_resolving" / "isoflop_points.csv")
+    one = where(runs, (runs["file"] == "summary_df") & (runs["exp"] == 3))
+    found = fit("hoffmann", one, starts=60, holdout="largest:0.15")
+    assert found.holdout is not None
+    assert found.holdout.median_ape < 0.01 and found.holdout.coverage > 0.75
+    fitted = found.for_prediction()
+    fitted.write(tmp_path / "fit.yaml")
+    inputs = {name: one[name] for name in ("params", "tokens")}
+    low, high = fitted.predict_arrays(inputs)[1:]
+    np.testing.assert_allclose(read_law(tmp_path / "fit.yaml").predict_arrays(inputs)[2], high, rtol=1e-6)
+    far = fitted.predict_arrays({name: column[-1:] * 100.0 for name, column in inputs.items()})
+    assert far[2][0] / far[1][0] > 2.0 * np.mean(high / low) - 1.0  # wider outside
 
 
 def test_bowl_finds_a_known_optimum() -> None:

@@ -94,7 +94,7 @@ class LawCheck:
 
     def hold_out(self, name: str, law: str, table: Rows, *, cover: bool = True) -> None:
         """Fit without the largest runs and predict them; and without random ones, for the cover of the intervals."""
-        outer = fit(law, table, starts=STARTS, holdout=EXTRAPOLATE, emphasis="auto", where=name).holdout
+        outer = fit(law, table, starts=STARTS, holdout=EXTRAPOLATE, where=name).holdout
         covers = [
             found.coverage
             for seed in range(COVER_SEEDS if cover else 0)

@@ -131,22 +131,23 @@ def vocabulary(path: Path, result: LawCheck) -> None:
 
 
 def step_law(path: Path, result: LawCheck) -> None:
-    """Step Law's grids: choose learning rate and batch at the largest size from the smaller ones."""
+    """Step Law's grids: choose learning rate and batch of each size from the other sizes."""
     table = load(path, loss="smooth loss")
     best = where(table, table["loss"] == cell_least(table))
     result.hold_out("step-law cells", "hoffmann", best, cover=False)
-    largest = table["params"].max()
     law = LossBowl()
-    values = fit("loss-bowl", where(table, table["params"] < largest), starts=80).fitted.values()
-    ours, copied = [], []
-    for tokens, cell in groups(where(table, table["params"] == largest), "tokens"):
-        rate, batch = law.best(largest, tokens, values)
-        ours.append(_regret(cell, float(rate), float(batch)))
-        smaller = where(best, best["params"] < largest)
-        near = np.log(smaller["params"] / largest) ** 2 + np.log(smaller["tokens"] / tokens) ** 2
-        i = int(near.argmin())
-        copied.append(_regret(cell, float(smaller["learning_rate"][i]), float(smaller["batch_tokens"][i])))
-    result.regret.append(Regret(float(largest), len(ours), float(np.mean(ours)), float(np.mean(copied))))
+    for size, unseen in groups(table, "params"):
+        values = fit("loss-bowl", where(table, table["params"] != size), starts=80).fitted.values()
+        smaller = where(best, best["params"] < size)
+        known = smaller if len(smaller["params"]) else where(best, best["params"] != size)
+        ours, copied = [], []
+        for tokens, cell in groups(unseen, "tokens"):
+            rate, batch = law.best(size, tokens, values)
+            ours.append(_regret(cell, float(rate), float(batch)))
+            near = np.log(known["params"] / size) ** 2 + np.log(known["tokens"] / tokens) ** 2
+            i = int(near.argmin())
+            copied.append(_regret(cell, float(known["learning_rate"][i]), float(known["batch_tokens"][i])))
+        result.regret.append(Regret(float(size), len(ours), float(np.mean(ours)), float(np.mean(copied))))
 
 
 def _regret(cell: Rows, rate: float, batch: float) -> float:

@@ -9,8 +9,9 @@ import numpy as np
 
 from froude.core.arrays import Floats
 from froude.core.errors import UnknownNameError
-from froude.laws.fitting import Fit, problem
+from froude.laws.fitting import Fit
 from froude.laws.law import unpack
+from froude.laws.objective import problem
 from froude.laws.optimise import bfgs
 
 HOLD = 1e8  # prior weight that keeps a coefficient where it is put, against an objective of order one

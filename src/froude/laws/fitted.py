@@ -14,6 +14,7 @@ from froude.core.errors import FroudeError, InvalidValueError, UnknownNameError
 from froude.core.estimate import Estimate
 from froude.core.spec import Spec
 from froude.laws.law import LAWS, Law, pack, unpack
+from froude.laws.outlook import Outlook, OutlookFile
 
 LOW, HIGH = 0.1, 0.9  # intervals are 80%
 KEPT_DRAWS = 400  # of the coefficients, in a file
@@ -32,6 +33,7 @@ class LawFile(Spec):
     ranges: dict[str, tuple[float, float]]
     n: int
     provenance: str = ""
+    outlook: OutlookFile | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class FittedLaw:
         residuals: quantiles of observed against predicted (log ratio or difference), inflated for the coefficients
             spent; what a new run adds to the uncertainty of the curve.
         ranges: smallest and largest value of each input in the data.
+        outlook: how new runs are predicted, where there were runs enough to judge by; else the coefficients do it.
     """
 
     law: Law
@@ -54,6 +57,7 @@ class FittedLaw:
     n: int
     provenance: str = ""
     notes: tuple[str, ...] = field(default=())
+    outlook: Outlook | None = field(default=None, repr=False)
 
     @classmethod
     def from_samples(
@@ -86,6 +90,8 @@ class FittedLaw:
     def predict_arrays(self, inputs: Mapping[str, Any]) -> tuple[Floats, Floats, Floats]:
         """Prediction and 80% interval for a new run at each of the inputs."""
         at = {name: np.atleast_1d(np.asarray(inputs[name], dtype=float)) for name in self.law.columns()}
+        if self.outlook is not None:
+            return self.outlook.predict(at)
         with np.errstate(all="ignore"):
             centre = np.asarray(self.law.predict(at, unpack(self.law.symbols, self.theta)), dtype=float)
             many = np.asarray(self.law.predict(at, unpack(self.law.symbols, self.samples)), dtype=float)
@@ -148,6 +154,7 @@ class FittedLaw:
             ranges={name: (float(a), float(b)) for name, (a, b) in self.ranges.items()},
             n=self.n,
             provenance=self.provenance,
+            outlook=self.outlook.file() if self.outlook else None,
         ).write(path)
 
 
@@ -170,6 +177,7 @@ def read_law(path: str | os.PathLike[str]) -> FittedLaw:
         file.ranges,
         file.n,
         file.provenance or f"{law.name} from {path}",
+        outlook=Outlook.from_file(law, file.outlook) if file.outlook else None,
     )
 
 

@@ -145,7 +145,7 @@ def show_fits(fits: Fits) -> None:
 def write_fits(fits: Fits, out: Path) -> None:
     """The best fit as YAML and its picture as HTML and PNG, at ``out`` (a .yaml file or a folder)."""
     file = out if out.suffix in {".yaml", ".yml"} else out / "fit.yaml"
-    fits.best.fitted.write(file)
+    fits.best.for_prediction().write(file)
     save_chart(fit_chart(fits.best), file.with_suffix(""))
 
 

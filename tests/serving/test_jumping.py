@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from froude.core.errors import FroudeError
 from froude.core.registry import Source
 from froude.program.controller import Controller
+from froude.serving.disaggregation import Transfer
+from froude.serving.failures import Failures
 from froude.serving.iteration import AffineIterationTime, EngineObservation, IterationTime, Prompts
+from froude.serving.migration import LiveMigration
 from froude.serving.policy import FOREVER, SCHEDULERS, Decision, Scheduler, Sequence, View
 from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
@@ -129,6 +132,52 @@ def test_closed_loops(name, rows, time, blocks, concurrency):
 def test_closed_loops_over_several_replicas(router, rows, time, blocks, replicas, concurrency, scheduler):
     chosen = SCHEDULERS.create(scheduler, max_batched_tokens=32, max_seqs=6)
     same(rows, chosen, time, blocks, 4, replicas=replicas, router=ROUTERS.get(router), concurrency=concurrency)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=requests,
+    time=times,
+    blocks=st.integers(8, 60),
+    replicas=st.integers(2, 4),
+    scheduler=st.sampled_from(SCHEDULERS.names()),
+    every=st.integers(25, 300),
+    bounds=st.tuples(st.integers(-5, 20), st.integers(1, 20)),
+    link=st.tuples(st.integers(0, 50), st.integers(0, 3)),
+)
+def test_requests_that_migrate(rows, time, blocks, replicas, scheduler, every, bounds, link):
+    policy = SCHEDULERS.create(scheduler, max_batched_tokens=32, max_seqs=6)
+    found = []
+    for play in (step, jump):
+        moving = LiveMigration(Transfer(*link), every / 1e12, bounds[0], bounds[0] + bounds[1])
+        router = ROUTERS.create("round-robin")
+        played = play(build(rows), policy, time, blocks, 4, replicas=replicas, router=router, conductor=moving)
+        found.append((played, moving.migrations, moving.pause_ps, moving.carried))
+    assert found[0] == found[1]
+    assert found[0][3] == 0 and sum(ps >= 0 for ps in found[0][0].finish_ps) == len(rows) - found[0][0].rejected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=requests,
+    time=times,
+    blocks=st.integers(8, 60),
+    replicas=st.integers(1, 3),
+    scheduler=st.sampled_from(SCHEDULERS.names()),
+    mtbf=st.integers(3000, 30000),
+    repair=st.integers(1, 500),
+    notice=st.integers(0, 20),
+)
+def test_replicas_that_fail(rows, time, blocks, replicas, scheduler, mtbf, repair, notice):
+    policy = SCHEDULERS.create(scheduler, max_batched_tokens=32, max_seqs=6)
+    found = []
+    for play in (step, jump):
+        failures = Failures(mtbf / 1e12, repair / 1e12, notice / 1e12)
+        router = ROUTERS.create("least-outstanding")
+        played = play(build(rows), policy, time, blocks, 4, replicas=replicas, router=router, conductor=failures)
+        found.append((played, failures.failures, failures.carried))
+    assert found[0] == found[1]
+    assert found[0][2] == 0 and sum(ps >= 0 for ps in found[0][0].finish_ps) == len(rows) - found[0][0].rejected
 
 
 @settings(max_examples=200, deadline=None)

@@ -66,6 +66,10 @@ def serve(
     replicas: Annotated[int | None, typer.Option(help="Replicas behind the router (1).")] = None,
     disaggregate: Annotated[str | None, typer.Option(help="PREFILL:DECODE replicas, such as 2:6.")] = None,
     autoscale: Annotated[str | None, typer.Option(help="kubernetes-hpa:min=1,max=8,start=120,target=16.")] = None,
+    migrate: Annotated[
+        str | None, typer.Option(help="Requests move between replicas as they run: every=0.5,from=10,to=60.")
+    ] = None,
+    failures: Annotated[str | None, typer.Option(help="Replicas fail: mtbf=3600,repair=300,notice=1.")] = None,
     router: Annotated[str | None, typer.Option(help="round-robin, least-outstanding (default), ...")] = None,
     engine: Annotated[str | None, typer.Option(help="Serving engine (vllm).")] = None,
     scheduler: Annotated[str | None, typer.Option(help="vllm-v1, vllm-v0, sarathi-serve, orca, ...")] = None,
@@ -111,6 +115,8 @@ def serve(
         "gpu_memory_utilization": gpu_memory_utilization,
         "prefix_cache": prefix_cache,
         "swap_space": swap_space,
+        "migrate": migrate,
+        "failures": failures,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if launch is not None:

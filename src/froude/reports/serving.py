@@ -54,6 +54,10 @@ def _load_rows(result: ServeResult) -> list[tuple[str, str]]:
         ("cost", "-" if price is None else f"{usd(price)} per million output tokens"),
         ("energy", "-" if energy is None else f"{energy:.3g} J per output token"),
     ]
+    if "failures" in found:
+        rows.append(("replica failures", f"{found['failures']:,}"))
+    if "migrations" in found:
+        rows.append(("migrations", f"{found['migrations']:,}, each a pause of {seconds(found['mean_pause_s'])}"))
     return rows
 
 

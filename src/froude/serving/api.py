@@ -17,11 +17,14 @@ from froude.machines.device import Device
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
 from froude.serving.autoscaling import Autoscaling, ScalingRouter
+from froude.serving.conductor import Conductor
 from froude.serving.disaggregation import Transfer, parse_disaggregation, serve_disaggregated
 from froude.serving.engine_spec import KV_DTYPES, EngineSpec, find_engine
+from froude.serving.failures import Failures
 from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool, size_pool
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
+from froude.serving.migration import LiveMigration
 from froude.serving.model_time import ModelIterationTime, check_parallel
 from froude.serving.outcome import Outcome, Swap, Worker
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
@@ -50,6 +53,7 @@ class Deployment:
         pool: cache of one replica.
         prefix_cache: prompts stay in the pool and are found again.
         autoscale: replicas come and go; ``replicas`` is the most there can be.
+        migrate, failures: requests move between replicas as they run; replicas fail. The knobs of each, as text.
         swap: room in host memory for the cache of preempted sequences; None where they are computed again.
         disaggregate: replicas that only compute prompts, and replicas that only generate; None where all do both.
     """
@@ -69,6 +73,8 @@ class Deployment:
     data_parallel: int = 1
     expert_parallel: int = 1
     swap: Swap | None = None
+    migrate: str | None = None
+    failures: str | None = None
 
     @property
     def worker(self) -> Worker:
@@ -92,6 +98,7 @@ class ServeResult:
     arrival_ps: list[int] = field(repr=False)
     sim_wall_s: float
     stepped: bool
+    moved: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def latencies(self) -> Latencies:
@@ -157,6 +164,7 @@ class ServeResult:
             "busy_fraction": self.outcome.busy_ps / PS / self.paid_s,
             "mean_replicas": self.paid_s / duration_s,
             "iterations": self.outcome.iterations,
+            **self.moved,
             "usd_per_million_output_tokens": None if usd is None else usd * duration_s / 3600.0 / outputs * 1e6,
             "joules_per_output_token": None if joules is None else joules / outputs,
         }
@@ -245,6 +253,8 @@ def build_deployment(
     gpu_memory_utilization: float | None = None,
     prefix_cache: bool = False,
     swap_space: float | None = None,
+    migrate: str | None = None,
+    failures: str | None = None,
     techniques: Iterable[str | ServingTechnique] = (),
 ) -> Deployment:
     """A deployment from names.
@@ -306,7 +316,15 @@ def build_deployment(
         pool = technique.rewrite_pool(pool, context)
         time = technique.rewrite_time(time, context)
     ROUTERS.get(router)
-    return Deployment(
+    for name, asked in (("migrate", migrate), ("failures", failures)):
+        if asked is None:
+            continue
+        if split is not None or scaling is not None or (migrate is not None and failures is not None):
+            raise InvalidValueError(name, asked, "cannot be combined with disaggregate, autoscale, migrate or failures")
+        if name == "migrate" and (prefix_cache or swap_space is not None or replicas < 2):
+            why = "needs several replicas, without prefix cache or swap space"
+            raise InvalidValueError(name, asked, why)
+    built = Deployment(
         arch,
         machines,
         spec,
@@ -322,7 +340,22 @@ def build_deployment(
         data_parallel,
         expert_parallel,
         None if swap_space is None else _swap(swap_space, pool, machines.device),
+        migrate,
+        failures,
     )
+    conductor_of(built)
+    return built
+
+
+def conductor_of(built: Deployment) -> Conductor | None:
+    """Who moves requests between the replicas of a deployment; a new one for each run.
+
+    Raises:
+        FroudeError: naming what is wrong with its knobs.
+    """
+    if built.failures is not None:
+        return Failures.parse(built.failures)
+    return None if built.migrate is None else LiveMigration.parse(built.migrate, kv_transfer(built))
 
 
 def _swap(gibibytes: float, pool: Pool, device: Device) -> Swap:
@@ -464,12 +497,14 @@ def run_deployment(
     if built.autoscale is not None:
         router = ScalingRouter(built.autoscale, ROUTERS.create(built.router))
     units = load.prefix_block_tokens if built.prefix_cache and load.prefix_ids is not None else None
+    conductor = conductor_of(built)
     how: dict[str, Any] = {
         "replicas": built.replicas,
         "router": router,
         "concurrency": concurrency,
         "prefix_unit_tokens": units,
         "swap": built.swap,
+        "conductor": conductor,
     }
     start = clock.perf_counter()
     pool = built.pool
@@ -485,7 +520,8 @@ def run_deployment(
             f"trace: none of the {len(load)} requests fits the cache of {pool.tokens} tokens; "
             "raise tp or gpu_memory_utilization"
         )
-    return ServeResult(built, load, outcome, slo or {}, [s.arrival_ps for s in sequences], wall_s, stepping)
+    moved = {} if conductor is None else conductor.summary()
+    return ServeResult(built, load, outcome, slo or {}, [s.arrival_ps for s in sequences], wall_s, stepping, moved)
 
 
 def _disaggregated(
@@ -518,5 +554,5 @@ def kv_transfer(built: Deployment) -> Transfer:
     bandwidth = cluster.scaleup_bandwidth if inside else cluster.scaleout_bandwidth
     latency_s = cluster.scaleup_latency_s if inside else cluster.scaleout_latency_s
     if not bandwidth > 0:
-        raise InvalidValueError("disaggregate", cluster.device.name, "has no link between devices in the catalogue")
+        raise InvalidValueError("cluster", cluster.device.name, "has no link between devices in the catalogue")
     return Transfer(round(latency_s * PS), round(built.pool.bytes_per_token / bandwidth * PS))

@@ -90,9 +90,16 @@ class ClientLines:
 
     def put_back(self, sequence: Sequence) -> None:
         """A preempted sequence returns to the head of its line; a prompt that gave nothing yet is not charged."""
+        self._charged.setdefault(sequence.client, 0)  # it may come from another replica
         if not sequence.generated_tokens:
             self._charged[sequence.client] -= self.input_weight * sequence.prompt_tokens
         self._lines.setdefault(sequence.client, deque()).appendleft(sequence)
+
+    def drain(self) -> list[Sequence]:
+        """Take all out, client by client; nobody is charged."""
+        left = [sequence for client in sorted(self._lines) for sequence in self._lines[client]]
+        self._lines.clear()
+        return left
 
     def charge(self, client: int, tokens: int) -> None:
         """A client got that many tokens."""

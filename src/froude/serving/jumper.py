@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from froude.core.errors import FroudeError
 from froude.serving.client_lines import ClientLines
+from froude.serving.conductor import Order
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Segment, Worker
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
@@ -66,6 +67,8 @@ class Jumper(View):
         self.waiting = self.queue
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
         self.horizon = NO_TIME
+        self.orders: list[Order] = []
+        self.ordered_ps = NO_TIME  # when the first of them was given
         self.arrived = 0  # requests of `arrivals` that have joined the queue
         self.completed: list[tuple[Sequence, int]] | None = None  # with the time, for someone who wants to know
         self.outstanding = 0  # requests handed over and not complete
@@ -238,6 +241,59 @@ class Jumper(View):
                 high = middle
         return low
 
+    # -- orders, from a `froude.serving.conductor` -------------------------------------------------------------------
+
+    @property
+    def view(self) -> View:
+        """See `froude.serving.conductor.Engine`."""
+        return self
+
+    def order(self, carry_out: Order, now_ps: int) -> None:
+        """See `froude.serving.conductor.Engine`. The generator must be resumed before anything else happens."""
+        self.orders.append(carry_out)
+        self.ordered_ps = min(self.ordered_ps, now_ps)
+
+    def _obey(self, now: int) -> None:
+        orders, self.orders, self.ordered_ps = self.orders, [], NO_TIME
+        for carry_out in orders:
+            carry_out(self, now)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        if self.finish_at[sequence.id]:
+            self._stop_decoding(sequence)
+            if self.lines is not None:
+                self.lines.generate(sequence.client, -1)
+        else:
+            self.prefilling.remove(sequence)
+        self._release(sequence)
+        self._lose(sequence)
+
+    def drain(self) -> list[Sequence]:
+        """See `froude.serving.conductor.Engine`."""
+        left = self.queue.drain()
+        for sequence in left:
+            self.free_host_blocks += sequence.host_blocks
+            sequence.host_blocks = sequence.computed_tokens = sequence.blocks = 0
+            self._lose(sequence)
+        return left
+
+    def _lose(self, sequence: Sequence) -> None:
+        """It may go to another engine, for which the shared `finish_at` and `place` then speak: it leaves no trace."""
+        self.outstanding -= 1
+        self.outstanding_tokens -= sequence.prompt_tokens
+        self.completions[:] = [entry for entry in self.completions if entry & _ID_MASK != sequence.id]
+        heapify(self.completions)
+        self.admissions[:] = [s for at, s in enumerate(self.admissions) if self.place[s.id] == at]
+        for at, other in enumerate(self.admissions):
+            self.place[other.id] = at
+
+    def insert(self, sequence: Sequence) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.outstanding += 1
+        self.outstanding_tokens += sequence.prompt_tokens
+        self.queue.put_back(sequence)
+
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence) -> None:
@@ -303,6 +359,8 @@ class Jumper(View):
                 self.arrived = arrived
                 queue.arrive(arrived)
                 next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else NO_TIME
+            if self.orders:
+                self._obey(now)
             if change <= now and (queue or self.decoding or prefilling):
                 segment = self._repace(now).segment
                 change = change_ps(self.controller, now, NO_TIME)
@@ -327,12 +385,13 @@ class Jumper(View):
             if not decode and not prefill:
                 if preempted:
                     continue
-                while next_arrival == NO_TIME and self.horizon != NO_TIME:
+                while next_arrival == NO_TIME and self.horizon != NO_TIME and not self.orders:
                     yield NO_TIME
                     next_arrival = self._next_arrival()
-                if next_arrival == NO_TIME:
+                due = min(next_arrival, self.ordered_ps)
+                if due == NO_TIME:
                     break
-                now = next_arrival
+                now = due
                 continue
             on_arrival, on_completion = decision.on_arrival, decision.on_completion
             cut = next_arrival if on_arrival else NO_TIME
@@ -389,13 +448,16 @@ class Jumper(View):
                 took = first * count + slope * (count * (count - 1) // 2)
                 while now + took > self.horizon:
                     yield now + took
+                    sooner = self.ordered_ps
                     if next_arrival == NO_TIME:
                         next_arrival = self._next_arrival()
-                        if on_arrival and next_arrival < cut:
-                            cut = next_arrival
-                            count = _iterations_until(cut - now, first, slope, count)
-                            blocks = self._blocks_for(count, prefill, rows)
-                            took = first * count + slope * (count * (count - 1) // 2)
+                        if on_arrival and next_arrival < sooner:
+                            sooner = next_arrival
+                    if sooner < cut:
+                        cut = sooner
+                        count = _iterations_until(cut - now, first, slope, count)
+                        blocks = self._blocks_for(count, prefill, rows)
+                        took = first * count + slope * (count * (count - 1) // 2)
 
                 # Jump.
                 if record:

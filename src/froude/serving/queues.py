@@ -50,6 +50,13 @@ class FirstComeQueue:
         """Requests up to that index of the trace have arrived."""
         self.arrived = until
 
+    def drain(self) -> list[Sequence]:
+        """Take all out."""
+        left = [*reversed(self.front), *self.arrivals[self.head : self.arrived]]
+        self.front.clear()
+        self.head = self.arrived
+        return left
+
     def put_back(self, sequence: Sequence) -> None:
         """A preempted sequence returns."""
         self.front.append(sequence)
@@ -88,6 +95,12 @@ class KeyedQueue:
         for sequence in self.arrivals[self.arrived : until]:
             self.put_back(sequence)
         self.arrived = until
+
+    def drain(self) -> list[Sequence]:
+        """Take all out."""
+        left = [sequence for _, _, sequence in sorted(self.heap, key=lambda item: item[:2])]
+        self.heap.clear()
+        return left
 
     def put_back(self, sequence: Sequence) -> None:
         """A sequence joins."""

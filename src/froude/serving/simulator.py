@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from heapq import heappop, heappush
 
 from froude.serving.autoscaling import ScalingRouter
+from froude.serving.conductor import Conductor
 from froude.serving.iteration import IterationTime, PaceController
 from froude.serving.jumper import Jumper
 from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
@@ -32,6 +33,7 @@ def jump(
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
+    conductor: Conductor | None = None,
     record: bool = False,
     swap: Swap | None = None,
 ) -> Outcome:
@@ -47,6 +49,7 @@ def jump(
             times are ignored.
         prefix_unit_tokens: keep prefixes; tokens that one hash of `Sequence.prefix` stands for.
         controllers: one for each replica, free to change what iterations take.
+        conductor: moves requests between replicas.
         record: keep a `Segment` per jump.
         swap: preempt to host memory; not together with a prefix cache.
     """
@@ -57,6 +60,7 @@ def jump(
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,
         controllers=controllers,
+        conductor=conductor,
         record=record,
     )
 
@@ -69,13 +73,14 @@ def jump_fleet(
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
+    conductor: Conductor | None = None,
     record: bool = False,
 ) -> Outcome:
     """Simulate engines that may differ; see `jump`."""
     trace = sequences if isinstance(sequences, list) else list(sequences)
     outcome = Outcome(len(trace))
     arrivals = admissible(trace, outcome, workers)
-    waits = concurrency is not None or any(s.after for s in trace)
+    waits = concurrency is not None or conductor is not None or any(s.after for s in trace)
     shared = ([0] * len(trace), [-1] * len(trace))
     caches = make_caches(workers, prefix_unit_tokens)
     engines = []
@@ -87,7 +92,7 @@ def jump_fleet(
         if len(engines) > 1 and router is None:
             raise LookupError("several replicas need a router")
         if waits:
-            release_all(Arrivals(trace, arrivals, concurrency), engines, router, record)
+            release_all(Arrivals(trace, arrivals, concurrency), engines, router, conductor, record)
         elif router is not None and len(engines) > 1:
             route_all(arrivals, engines, router, record)
         else:
@@ -158,9 +163,16 @@ def route_all(
 
 
 def release_all(
-    arrivals: Arrivals, engines: list[Jumper], router: Router | ScalingRouter | None, record: bool = False
+    arrivals: Arrivals,
+    engines: list[Jumper],
+    router: Router | ScalingRouter | None,
+    conductor: Conductor | None = None,
+    record: bool = False,
 ) -> None:
-    """As `route_all`, where completions send more requests: engines are played in the order of what happens."""
+    """As `route_all`, where completions send more requests or a conductor moves them.
+
+    Engines are played in the order of what happens.
+    """
     playing = [engine.play(record) for engine in engines]
     ends: list[tuple[int, int]] = []
     current = [NO_TIME] * len(engines)  # the live end of each engine's plan
@@ -180,12 +192,16 @@ def release_all(
     for index in range(len(engines)):
         resume(index, 0)
     scaling = router if isinstance(router, ScalingRouter) else None
+    if conductor is not None:
+        conductor.begin(engines)
     while True:
         while ends and ends[0][0] != current[ends[0][1]]:
             heappop(ends)
         now = min(ends[0][0] if ends else NO_TIME, arrivals.next_ps)
         if scaling is not None and arrivals.coming:
             now = min(now, scaling.next_ps)
+        if conductor is not None and (arrivals.coming or conductor.going_on(engines)):
+            now = min(now, conductor.next_ps)
         if now == NO_TIME:
             break
         # Iterations that end now come first, then requests that arrive now, then decisions.
@@ -198,9 +214,18 @@ def release_all(
             resume(index, now)
         while scaling is not None and arrivals.coming and scaling.next_ps <= now:
             scaling.act(now, engines)
+        if conductor is not None and conductor.next_ps <= now:
+            conductor.act(now, engines)
+            for index, engine in enumerate(engines):
+                if engine.orders:
+                    resume(index, now)
+                    if current[index] <= now:
+                        deciding.add(index)
         while arrivals.next_ps <= now:
             sequence = arrivals.pop()
-            chosen = router.route(sequence, engines) if router is not None else 0
+            chosen = _chosen(sequence, engines, router, conductor)
+            if chosen is None:
+                continue
             engines[chosen].submit(sequence)
             resume(chosen, now)
             if current[chosen] <= now:
@@ -211,3 +236,13 @@ def release_all(
         engines[index].horizon = NO_TIME
         for _ in playing[index]:
             pass
+
+
+def _chosen(
+    sequence: Sequence, engines: list[Jumper], router: Router | ScalingRouter | None, conductor: Conductor | None
+) -> int | None:
+    if router is None:
+        return 0
+    if conductor is None or isinstance(router, ScalingRouter):
+        return router.route(sequence, engines)
+    return conductor.route(sequence, engines, router)

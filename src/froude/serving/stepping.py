@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from froude.core.errors import FroudeError
 from froude.serving.autoscaling import ScalingRouter
 from froude.serving.client_lines import ClientLines
+from froude.serving.conductor import Conductor, Order
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
@@ -75,6 +76,11 @@ class Queue:
     def put_back(self, sequence: Sequence) -> None:
         """A preempted sequence returns: by the scheduler's key if it has one, else to the front."""
         self._put(sequence, front=True)
+
+    def drain(self) -> list[Sequence]:
+        """Take all out."""
+        left, self.items = self.items, []
+        return left
 
     def _put(self, sequence: Sequence, front: bool) -> None:
         key = self.scheduler.key(sequence)
@@ -147,11 +153,15 @@ class Stepper(View):
         """A request joins the queue."""
         self.queue.join(sequence)
 
-    def begin(self, now_ps: int) -> Iteration:
-        """Ask the scheduler, preempt, take blocks. Nothing to compute means an idle engine."""
-        self._refresh(now_ps)
+    def look(self, now_ps: int) -> None:
+        """Bring the view up to date."""
         if self.lines is not None:
             self.lines.settle()
+        self._refresh(now_ps)
+
+    def begin(self, now_ps: int) -> Iteration:
+        """Ask the scheduler, preempt, take blocks. Nothing to compute means an idle engine."""
+        self.look(now_ps)
         decision = self.scheduler.schedule(self)
         iteration = Iteration()
         for sequence in decision.preempt:
@@ -222,6 +232,21 @@ class Stepper(View):
         self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
         sequence.blocks = 0
 
+    def withdraw(self, sequence: Sequence) -> None:
+        """Take a running sequence out; it gives its blocks back and keeps its counts."""
+        self.active.remove(sequence)
+        if sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+        self._release(sequence)
+
+    def drain(self) -> list[Sequence]:
+        """Take out all that wait; nothing is kept of what was computed."""
+        left = self.queue.drain()
+        for sequence in left:
+            self.free_host_blocks += sequence.host_blocks
+            sequence.host_blocks = sequence.computed_tokens = sequence.blocks = 0
+        return left
+
     def _preempt(self, sequence: Sequence, iteration: Iteration) -> None:
         self.active.remove(sequence)
         if sequence in self.prefilling:
@@ -250,6 +275,7 @@ def step(
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
+    conductor: Conductor | None = None,
     swap: Swap | None = None,
 ) -> Outcome:
     """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
@@ -260,6 +286,7 @@ def step(
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,
         controllers=controllers,
+        conductor=conductor,
     )
 
 
@@ -271,6 +298,7 @@ def step_fleet(
     concurrency: int | None = None,
     prefix_unit_tokens: int | None = None,
     controllers: list[PaceController] | None = None,
+    conductor: Conductor | None = None,
 ) -> Outcome:
     """Step engines that may differ; see `step`."""
     trace = list(sequences)
@@ -284,11 +312,15 @@ def step_fleet(
     for engine, controller in zip(engines, controllers or [], strict=False):
         engine.control(controller)
     scaling = router if isinstance(router, ScalingRouter) else None
+    if conductor is not None:
+        conductor.begin(engines)
     while True:
         # Iterations that end now come first, then requests that arrive now, then decisions.
         times = [e.ends_ps for e in engines if e.iteration] + [arrivals.next_ps]
         if scaling is not None and arrivals.coming:
             times.append(scaling.next_ps)
+        if conductor is not None and (arrivals.coming or conductor.going_on(engines)):
+            times.append(conductor.next_ps)
         now = min(times)
         if now == NO_TIME:
             break
@@ -298,9 +330,18 @@ def step_fleet(
                     arrivals.complete(sequence, now)
         while scaling is not None and arrivals.coming and scaling.next_ps <= now:
             scaling.act(now, engines)
+        if conductor is not None:
+            conductor.act(now, engines)
         while arrivals.next_ps <= now:
             sequence = arrivals.pop()
-            chosen = engines[router.route(sequence, engines) if router else 0]
+            index: int | None = 0
+            if conductor is not None and isinstance(router, Router):
+                index = conductor.route(sequence, engines, router)
+            elif router is not None:
+                index = router.route(sequence, engines)
+            if index is None:
+                continue
+            chosen = engines[index]
             chosen.outstanding += 1
             chosen.outstanding_tokens += sequence.prompt_tokens
             chosen.stepper.arrive(sequence)
@@ -326,6 +367,7 @@ class _Replica:
         self.iteration: Iteration | None = None
         self.ends_ps = 0
         self.outstanding = self.outstanding_tokens = 0
+        self.orders: list[Order] = []
         self.controller: PaceController | None = None
         self.change_ps = NO_TIME
 
@@ -344,8 +386,43 @@ class _Replica:
         self.time = self.controller.observe(seen) or self.time
         self.change_ps = change_ps(self.controller, now, NO_TIME)
 
+    @property
+    def view(self) -> View:
+        """See `froude.serving.conductor.Engine`."""
+        return self.stepper
+
+    def order(self, carry_out: Order, now_ps: int) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.orders.append(carry_out)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.stepper.withdraw(sequence)
+        self._lose(sequence)
+
+    def drain(self) -> list[Sequence]:
+        """See `froude.serving.conductor.Engine`."""
+        left = self.stepper.drain()
+        for sequence in left:
+            self._lose(sequence)
+        return left
+
+    def insert(self, sequence: Sequence) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.outstanding += 1
+        self.outstanding_tokens += sequence.prompt_tokens
+        self.stepper.queue.put_back(sequence)
+
+    def _lose(self, sequence: Sequence) -> None:
+        self.outstanding -= 1
+        self.outstanding_tokens -= sequence.prompt_tokens
+
     def start(self, now: int) -> None:
-        """Begin an iteration, if there is anything to compute."""
+        """Carry out orders; begin an iteration, if there is anything to compute."""
+        orders, self.orders = self.orders, []
+        for carry_out in orders:
+            self.stepper.look(now)
+            carry_out(self, now)
         self._observe(now)
         iteration = self.stepper.begin(now)
         copying_ps = iteration.copying_ps(self.stepper.swap)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,19 @@ import numpy as np
 import torch
 
 from froude import __version__
-from froude.core.errors import FroudeError
-from froude.models.architecture import Architecture
-from froude.runtime.engine.cache import BlockPool
 from froude.runtime.engine.calibration import Measured
 from froude.runtime.engine.check import RequestsCheck, check_run, read_meta
-from froude.runtime.engine.clock import CLOCKS
-from froude.runtime.engine.engine import Engine
+from froude.runtime.engine.hosts import Host, open_host
 from froude.runtime.engine.latencies import logged, summaries
-from froude.runtime.engine.probe import compositions, probe
+from froude.runtime.engine.probe import compositions
 from froude.runtime.engine.published import check_published
 from froude.runtime.engine.record import write_run
-from froude.runtime.engine.replay import PS, Arrival, Log, replay
+from froude.runtime.engine.replay import Arrival, Log
 from froude.runtime.engine.spec import ServeSpec
-from froude.runtime.models.llama import Llama, check_runnable
-from froude.runtime.models.load import architecture_of, load_model
 from froude.serving.metrics import Latencies
 from froude.serving.policy import Sequence
-from froude.workloads.readers import load_trace
-from froude.workloads.trace import Ints, Trace
+from froude.workloads.trace import Trace
 
-_FLOAT_BYTES = 4
 Progress = Callable[[str, float], None]
 """What is going on, and how much of it is done (0 to 1)."""
 
@@ -71,32 +63,24 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
         FroudeError: before anything is computed or written, when something in the spec cannot be.
     """
     say = on_progress or (lambda what, done: None)
-    architecture = architecture_of(spec.model)
-    trace = _trace(spec)
-    _check_memory(architecture, spec)
-    scheduler = spec.make_scheduler()
-    torch.set_num_threads(spec.threads)
+    trace = spec.load()
+    spec.make_scheduler()
     say("loading the model", 0.0)
-    model = load_model(spec.model, spec.seed)
-    pool = BlockPool(architecture, spec.kv_blocks, spec.block_tokens)
-    engine = Engine(model, scheduler, pool)
-    arrivals = _arrivals(trace, architecture.vocab, spec.seed)
-    for arrival in arrivals:
-        engine.check(arrival.sequence)
-    before = _probe(model, pool, spec, trace, 0, say)
-    log = replay(
-        engine,
-        arrivals,
-        clock=CLOCKS[spec.clock],
-        concurrency=spec.concurrency,
-        on_progress=lambda complete, now_s: say(f"serving, {complete} of {len(arrivals)}", complete / len(arrivals)),
-    )
-    after = [] if log.interrupted else _probe(model, pool, spec, trace, 1, say)
+    host = open_host(spec)
+    arrivals = make_arrivals(spec, trace, host.architecture.vocab)
+    host.check(spec, arrivals)
+    before = _probe(host, trace, 0, say)
+
+    def on_progress(complete: int, now_s: float) -> None:
+        say(f"serving, {complete} of {len(arrivals)}", complete / len(arrivals))
+
+    log = host.serve(spec, arrivals, on_progress)
+    after = [] if log.interrupted else _probe(host, trace, 1, say)
     meta = {
-        "engine": "froude",
+        "engine": spec.engine,
         "froude_version": __version__,
         "torch_version": torch.__version__,
-        "model": architecture.name,
+        "model": host.architecture.name,
         "scheduler": spec.scheduler,
         "engine_kwargs": {
             "max_num_seqs": spec.max_seqs,
@@ -107,8 +91,11 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
             "seed": spec.seed,
         },
         "dataset_path": spec.trace,
+        "copying_s": host.copying(),
+        "prefix_block_tokens": trace.prefix_block_tokens,
         "spec": spec.model_dump(mode="json", exclude_none=True),
     }
+    host.close()
     out = Path(spec.out)
     write_run(out, log, meta, before, after)
     spec.write(out / "spec.yaml")
@@ -134,53 +121,28 @@ def check_requests(
     return check_published(folder, meta, cluster)
 
 
-def _trace(spec: ServeSpec) -> Trace:
-    trace = load_trace(spec.trace, spec.seed, spec.requests)
-    trace = replace(
-        trace,
-        input_tokens=_scaled(trace.input_tokens, spec.length_scale),
-        output_tokens=_scaled(trace.output_tokens, spec.length_scale),
-    )
-    return trace.at_rate(spec.rate, spec.seed) if spec.rate is not None else trace
+def make_arrivals(spec: ServeSpec, trace: Trace, vocab: int) -> list[Arrival]:
+    """Prompts of random tokens: what they say does not matter to time. Equal hashes stand for equal tokens."""
+    rng = np.random.default_rng(spec.seed)
+    units: dict[int, list[int]] = {}
+
+    def prompt(sequence: Sequence) -> list[int]:
+        tokens: list[int] = []
+        for unit in sequence.prefix:
+            if unit not in units:
+                units[unit] = rng.integers(vocab, size=trace.prefix_block_tokens).tolist()
+            tokens += units[unit]
+        missing = max(0, sequence.prompt_tokens - len(tokens))
+        return (tokens + rng.integers(vocab, size=missing).tolist())[: sequence.prompt_tokens]
+
+    return [Arrival(sequence, prompt(sequence)) for sequence in spec.sequences(trace)]
 
 
-def _scaled(tokens: Ints, factor: float) -> Ints:
-    return np.maximum(1, np.rint(tokens * factor)).astype(np.int64)
-
-
-def _arrivals(trace: Trace, vocab: int, seed: int) -> list[Arrival]:
-    """Prompts of random tokens: what they say does not matter to time."""
-    rng = np.random.default_rng(seed)
-    return [
-        Arrival(
-            Sequence(call.id, round(call.arrival_s * PS), call.input_tokens, call.output_tokens),
-            rng.integers(vocab, size=call.input_tokens).tolist(),
-        )
-        for call in trace.calls()
-    ]
-
-
-def _probe(model: Llama, pool: BlockPool, spec: ServeSpec, trace: Trace, seed: int, say: Progress) -> list[Measured]:
+def _probe(host: Host, trace: Trace, seed: int, say: Progress) -> list[Measured]:
+    spec = host.spec
     if not spec.calibration_s:
         return []
     longest = int((trace.input_tokens + trace.output_tokens).max())
     chunk = min(spec.chunk_tokens, int(trace.input_tokens.max()))
     todo = compositions(spec.max_seqs, chunk, longest, spec.kv_blocks * spec.block_tokens, seed)
-    half_s, clock = spec.calibration_s / 2, CLOCKS[spec.clock]
-    return probe(model, pool, todo, half_s, clock, lambda done: say("calibrating", done))
-
-
-def _check_memory(architecture: Architecture, spec: ServeSpec) -> None:
-    """Refuse what cannot fit, before anything is allocated."""
-    import psutil
-
-    check_runnable(architecture)
-    cache_tokens = spec.kv_blocks * spec.block_tokens
-    weights = architecture.parameters * _FLOAT_BYTES
-    needed = weights + cache_tokens * architecture.kv_bytes_per_token(_FLOAT_BYTES)
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise FroudeError(
-            f"model: {architecture.name!r} with {spec.kv_blocks} kv_blocks needs {needed / 2**30:.1f} GiB; "
-            f"this machine has {free / 2**30:.1f} GiB free"
-        )
+    return host.probe(todo, spec.calibration_s / 2, lambda done: say("calibrating", done))

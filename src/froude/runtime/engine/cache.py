@@ -5,7 +5,8 @@ Kwon et al. (2023), Efficient Memory Management for Large Language Model Serving
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from froude.core.errors import FroudeError
 from froude.core.registry import Source
 from froude.models.architecture import Architecture
+from froude.serving.policy import Sequence
+from froude.serving.prefix_cache import PrefixCache
 
 source = Source(
     "Kwon et al.",
@@ -56,9 +59,68 @@ class BlockPool:
             raise FroudeError(f"kv_blocks: {self.blocks} are too few, {count} more were wanted, {len(self._free)} free")
         return [self._free.pop() for _ in range(count)]
 
-    def give_back(self, ids: Sequence[int]) -> None:
+    def give_back(self, ids: Items[int]) -> None:
         """Return blocks."""
         self._free.extend(reversed(ids))
+
+
+    def give_back_all(self) -> None:
+        """Nobody holds anything, whatever was taken."""
+        self._free = list(range(self.blocks - 1, -1, -1))
+
+    def copy(self, ids: list[int], other: BlockPool, theirs: list[int]) -> None:
+        """Copy blocks into those of another pool."""
+        here, there = torch.tensor(ids), torch.tensor(theirs)
+        other.keys.index_copy_(1, there, self.keys.index_select(1, here))
+        other.values.index_copy_(1, there, self.values.index_select(1, here))
+
+
+class KeptUnits:
+    """Where the units of a prefix cache lie in the pool.
+
+    The cache itself, the simulator's, only counts. Units that it has evicted are given back when blocks run short.
+    """
+
+    def __init__(self, prefixes: PrefixCache, pool: BlockPool) -> None:
+        self._prefixes, self._pool = prefixes, pool
+        self._blocks: dict[int, list[int]] = {}
+        self._held: set[int] = set()  # blocks of all of them
+
+    def keep(self, prompts: Iterable[tuple[Sequence, int, int]], tables: Mapping[int, list[int]]) -> None:
+        """Prompts, as an iteration has them, were computed: units that are not there yet are kept where they lie."""
+        unit_tokens, unit_blocks = self._prefixes.unit_tokens, self._prefixes.unit_blocks
+        coming: set[int] = set()
+        for sequence, tokens, past in prompts:
+            last = min(past + tokens, sequence.prompt_tokens) // unit_tokens
+            for place, unit in list(enumerate(sequence.prefix))[past // unit_tokens : last]:
+                if unit in self._blocks:
+                    if unit in coming or self._alive(unit):
+                        continue  # another sequence computed it; this copy stays the sequence's own
+                    self._forget(unit)
+                coming.add(unit)
+                self._blocks[unit] = tables[sequence.id][place * unit_blocks : (place + 1) * unit_blocks]
+                self._held.update(self._blocks[unit])
+
+    def blocks_of(self, sequence: Sequence) -> list[int]:
+        """Blocks of the units that a sequence found at its admission."""
+        return [block for unit in sequence.units for block in self._blocks[unit]]
+
+    def own(self, table: list[int]) -> list[int]:
+        """Blocks of a table that are not kept."""
+        return [block for block in table if block not in self._held]
+
+    def forget_evicted(self) -> None:
+        """Give back what the cache no longer has."""
+        for unit in [unit for unit in self._blocks if not self._alive(unit)]:
+            self._forget(unit)
+
+    def _alive(self, unit: int) -> bool:
+        return unit in self._prefixes.readers or unit in self._prefixes.idle
+
+    def _forget(self, unit: int) -> None:
+        blocks = self._blocks.pop(unit)
+        self._held.difference_update(blocks)
+        self._pool.give_back(blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +145,7 @@ class RaggedBatch:
     length. What one sequence attends to never depends on what else is in the batch.
     """
 
-    def __init__(self, pool: BlockPool, segments: Sequence[Segment]) -> None:
+    def __init__(self, pool: BlockPool, segments: Items[Segment]) -> None:
         self._pool = pool
         block = pool.block_tokens
         lengths = [len(segment.tokens) for segment in segments]
@@ -144,7 +206,7 @@ class _Chunk:
 class _Group:
     """Sequences with one new token each and contexts of like length, padded to the longest."""
 
-    def __init__(self, members: Sequence[tuple[int, Segment]], block_tokens: int) -> None:
+    def __init__(self, members: Items[tuple[int, Segment]], block_tokens: int) -> None:
         tables = [_held(segment, block_tokens) for _, segment in members]
         width = max(len(table) for table in tables)
         self.rows = torch.tensor([row for row, _ in members])

@@ -9,7 +9,7 @@ that went by, because latencies and throughput are sums of iterations, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 from froude.core.arrays import Floats
 from froude.core.errors import FroudeError
 from froude.serving.iteration import IterationTime, Prompts
+from froude.serving.metrics import PS
 
 _FOREVER = 1 << 60
 _STALL = 2.0  # an iteration longer than this many times what was fitted was an accident, not the machine's pace
@@ -63,6 +64,10 @@ class FittedIterationTime(IterationTime):
         first = sum(coefficient * term for coefficient, term in zip(coefficients, terms, strict=True))
         slope = decoding * self.key_ps + self.pair_ps * sum(tokens * tokens for tokens, _ in prompts)
         return first, slope, _FOREVER
+
+    def scaled(self, factor: float) -> FittedIterationTime:
+        """A machine that takes so many times as long for everything."""
+        return FittedIterationTime(*(round(getattr(self, name) * factor) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +124,8 @@ def _terms(decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int
     tokens = sum(count for count, _ in prompts)
     pairs = sum(count * prefix + count * (count + 1) // 2 for count, prefix in prompts)
     return 1, int(decoding + tokens > 1), decoding, context, len(prompts), tokens, pairs
+
+
+def seconds_of(time: IterationTime, measured: Iterable[Measured]) -> float:
+    """What iterations of those compositions take."""
+    return sum(time.segment(m.decoding, m.context, m.prompts)[0] for m in measured) / PS

@@ -13,10 +13,11 @@ from froude.core.errors import FroudeError, suggestion
 from froude.runtime.engine.calibration import Calibration, fit_iteration_time
 from froude.runtime.engine.latencies import METRICS, busy_span_s, measured, summaries
 from froude.runtime.engine.record import read_measured
-from froude.runtime.engine.replay import PS
 from froude.runtime.engine.spec import ServeSpec
-from froude.serving.metrics import Latencies
+from froude.serving.metrics import PS, Latencies
+from froude.serving.outcome import Swap
 from froude.serving.policy import Sequence
+from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
 from froude.workloads.trace import make_trace
 
@@ -104,16 +105,30 @@ def check_run(run_dir: Path, meta: dict[str, Any], calibrated_on: Path | None = 
     calibration = _calibration(calibrated_on or run_dir)
     start_s = min(row["arrival_time"] for row in rows)
     sequences = [
-        Sequence(i, round((row["arrival_time"] - start_s) * PS), row["input_toks"], row["output_toks"])
+        Sequence(
+            i,
+            round((row["arrival_time"] - start_s) * PS),
+            row["input_toks"],
+            row["output_toks"],
+            limit_tokens=row.get("max_tokens"),
+            prefix=tuple(row.get("hash_ids", ())),
+            client=row.get("client", 0),
+        )
         for i, row in enumerate(rows)
     ]
+    copying = meta.get("copying_s")
     outcome = jump(
         sequences,
         spec.make_scheduler(),
         calibration.time,
         spec.kv_blocks,
         spec.block_tokens,
+        replicas=spec.replicas,
+        router=ROUTERS.create(spec.router),
         concurrency=spec.concurrency,
+        prefix_unit_tokens=meta.get("prefix_block_tokens") if spec.prefix_cache != "none" else None,
+        prefix_kind=spec.prefix_cache if spec.prefix_cache != "none" else "block",
+        swap=Swap(spec.swap_blocks, round(copying[1] * PS), round(copying[0] * PS)) if copying else None,
     )
     columns = ([row[name] for row in rows] for name in ("arrival_time", "input_toks", "output_toks"))
     trace = make_trace(str(run_dir), *columns)

@@ -23,7 +23,7 @@ from froude.runtime.engine.replay import IterationLog, Log, RequestLog
 
 _PROMPTS = "prompts"
 _COLUMNS = ("start_s", "duration_s", "processor_s", "decoding", "context_tokens", "prefill_tokens", _PROMPTS)
-_STATE = ("preempted", "waiting", "used_blocks")
+_STATE = ("preempted", "waiting", "used_blocks", "copied_blocks", "replica")
 
 
 def write_run(
@@ -61,6 +61,9 @@ def _request(request: RequestLog, started_at: float) -> dict[str, Any]:
         "request_id": f"froude-{sequence.id}",
         "input_toks": sequence.prompt_tokens,
         "output_toks": len(tokens),
+        "max_tokens": sequence.limit_tokens,
+        "client": sequence.client,
+        **({"hash_ids": sequence.prefix} if sequence.prefix else {}),
         "arrival_time": started_at + request.arrival_s,
         "queued_ts": started_at + request.arrival_s,
         "scheduled_ts": started_at + (request.scheduled_s or 0.0),
@@ -91,7 +94,8 @@ def _iterations(iterations: Iterable[IterationLog]) -> str:
     rows.writerow((*_COLUMNS, *_STATE))
     for it in iterations:
         row = _composition(it.decoding, it.context_tokens, it.prompts)
-        rows.writerow((it.start_s, it.duration_s, it.processor_s, *row, it.preempted, it.waiting, it.used_blocks))
+        state = (it.preempted, it.waiting, it.used_blocks, it.copied[1], it.replica)
+        rows.writerow((it.start_s, it.duration_s, it.processor_s, *row, *state))
     return text.getvalue()
 
 
@@ -128,6 +132,7 @@ def read_measured(path: Path) -> list[Measured]:
                     float(row["processor_s"]),
                 )
                 for row in csv.DictReader(file)
+                if not int(row.get("copied_blocks") or 0)  # copies are no part of an iteration's time
             ]
     except FileNotFoundError:
         raise FroudeError(f"{path}: no such file") from None
@@ -143,14 +148,14 @@ def _chunk(text: str) -> tuple[int, int]:
 def _timeline(log: Log) -> list[dict[str, Any]]:
     """Iterations on one track, each request on its own."""
     events: list[dict[str, Any]] = [
-        {"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "engine"}},
+        {"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "engines"}},
         {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "requests"}},
     ]
     for it in log.iterations:
         tokens = sum(count for count, _ in it.prompts)
         kind = "mixed" if tokens and it.decoding else "prefill" if tokens else "decode"
         args = {"decoding": it.decoding, "prefill_tokens": tokens, "waiting": it.waiting, "used_blocks": it.used_blocks}
-        events.append(event(kind, 0, 0, it.start_s, it.duration_s, args))
+        events.append(event(kind, 0, it.replica, it.start_s, it.duration_s, args))
     for request in log.requests.values():
         if request.finished:
             times = (request.arrival_s, request.scheduled_s or 0.0, *(request.token_s[i] for i in (0, -1)))

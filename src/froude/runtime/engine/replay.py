@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from froude.runtime.engine.calibration import Measured
 from froude.runtime.engine.clock import Clock, WallClock
-from froude.runtime.engine.engine import Engine, Step
+from froude.runtime.engine.engine import Step
+from froude.serving.metrics import PS
 from froude.serving.policy import Sequence
 
-PS = 1_000_000_000_000
 _PROGRESS_S = 0.5
 
 
@@ -56,11 +58,18 @@ class IterationLog:
     waiting: int
     used_blocks: int
     processor_s: float  # of this process's main thread: less than the duration when others had the processor
+    copied: tuple[int, int] = (0, 0)  # sequences and blocks that moved to host memory or back
+    replica: int = 0
 
     @property
     def duration_s(self) -> float:
         """How long it took, planning included."""
         return self.end_s - self.start_s
+
+    @property
+    def measured(self) -> Measured:
+        """As raw material of a calibration."""
+        return Measured(self.decoding, self.context_tokens, self.prompts, self.duration_s, self.processor_s)
 
 
 @dataclass(slots=True)
@@ -75,14 +84,14 @@ class Log:
     @property
     def duration_s(self) -> float:
         """Until the last iteration ended."""
-        return self.iterations[-1].end_s if self.iterations else 0.0
+        return max((iteration.end_s for iteration in self.iterations), default=0.0)
 
     @property
     def output_tokens(self) -> int:
         """Tokens that came out, those of unfinished requests included."""
         return sum(len(request.token_s) for request in self.requests.values())
 
-    def add(self, step: Step, start_s: float, end_s: float, processor_s: float) -> None:
+    def add(self, step: Step, start_s: float, end_s: float, processor_s: float, replica: int = 0) -> None:
         """Take in what an iteration did."""
         for sequence in step.iteration.preempted:
             self.requests[sequence.id].preemptions += 1
@@ -107,12 +116,24 @@ class Log:
                 step.waiting,
                 step.used_blocks,
                 processor_s,
+                step.copied,
+                replica,
             )
         )
 
 
+class Server(Protocol):
+    """An engine that is stepped: Froude's own or vLLM's."""
+
+    def arrive(self, sequence: Sequence, prompt: list[int]) -> None:
+        """A request joins the queue."""
+
+    def step(self, now_ps: int) -> Step:
+        """One iteration; an idle one when nothing can run before the next arrival."""
+
+
 def replay(
-    engine: Engine,
+    engine: Server,
     arrivals: Items[Arrival],
     clock: type[Clock] = WallClock,
     concurrency: int | None = None,

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from froude.core.errors import UnknownNameError
 from froude.core.spec import Spec
 from froude.models.architecture import Architecture
-from froude.serving.policy import SCHEDULERS, Scheduler
+from froude.serving.metrics import PS
+from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
+from froude.serving.prefix_cache import PREFIX_CACHES, PrefixCache
+from froude.serving.router import ROUTERS
+from froude.workloads.readers import load_trace
+from froude.workloads.trace import Ints, Trace
 
 
 class ServeSpec(Spec):
-    """A replay of a request trace through the small engine.
+    """A replay of a request trace through a real engine.
 
     Attributes:
+        engine: ``froude``, the small engine, or ``vllm``, in this process.
         model: ``smollm2-135m`` (real weights), a GGUF file, a named model or ``config.json`` (random weights), or an
             architecture written out (random weights).
         trace: a trace file or a named synthetic workload.
         rate: requests per second; the trace's own arrivals unless given.
         concurrency: closed loop: so many requests at once, the next when one completes; excludes ``rate``.
         requests: how many of the trace's requests.
+        max_tokens: most tokens that any request may generate, which is what some schedulers reserve; each request's
+            own output unless given.
         length_scale: prompt and output lengths are multiplied by this: real traces are long for a laptop.
         scheduler, scheduler_options: the policy's name, and its own knobs.
         chunk_tokens, max_seqs: token budget of an iteration; most sequences running at once.
         kv_blocks, block_tokens: size of the cache, and of a block.
+        prefix_cache: prompts stay in the cache and are found again by the trace's hashes: ``block`` or ``radix``.
+        swap_blocks: room, in blocks, to which preempted requests are swapped; 0: they are computed again.
+        replicas, router: how many engines, each a process of its own, and who chooses among them.
         seed: of random weights, prompts and arrivals.
         threads: torch threads; 1 gives the steadiest times.
         clock: ``wall`` is real time; ``processor`` counts the processor time of the engine's thread and skips waits,
@@ -35,11 +48,13 @@ class ServeSpec(Spec):
         out: folder of the run.
     """
 
+    engine: Literal["froude", "vllm"] = "froude"
     model: str | Architecture = "smollm2-135m"
     trace: str
     rate: float | None = Field(default=None, gt=0)
     concurrency: int | None = Field(default=None, gt=0)
     requests: int | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
     length_scale: float = Field(default=1.0, gt=0)
     scheduler: str = "vllm-v1"
     scheduler_options: dict[str, Any] = {}
@@ -47,6 +62,10 @@ class ServeSpec(Spec):
     max_seqs: int = Field(default=16, gt=0)
     kv_blocks: int = Field(default=512, gt=0)
     block_tokens: int = Field(default=16, gt=0)
+    prefix_cache: Literal["none", "block", "radix"] = "none"
+    swap_blocks: int = Field(default=0, ge=0)
+    replicas: int = Field(default=1, gt=0)
+    router: str = "least-outstanding"
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, gt=0)
     clock: Literal["wall", "processor"] = "wall"
@@ -59,6 +78,16 @@ class ServeSpec(Spec):
             raise ValueError("rate (open loop) and concurrency (closed loop) exclude each other")
         if self.clock == "processor" and self.threads > 1:
             raise ValueError("clock 'processor' sees one thread only: set threads to 1")
+        if self.engine == "vllm" and self.scheduler != "vllm-v1":
+            raise ValueError(f"engine 'vllm' has a scheduler of its own: leave out scheduler {self.scheduler!r}")
+        if self.engine == "vllm" and (self.prefix_cache != "none" or self.swap_blocks or self.replicas > 1):
+            raise ValueError("engine 'vllm' is driven without prefix_cache, swap_blocks and replicas")
+        if self.prefix_cache != "none" and self.swap_blocks:
+            raise ValueError("prefix_cache and swap_blocks exclude each other")
+        if self.prefix_cache != "none" and self.length_scale != 1:
+            raise ValueError("prefix_cache needs prompts as the trace has them: leave out length_scale")
+        if self.replicas > 1 and (self.clock == "processor" or self.concurrency is not None):
+            raise ValueError("replicas need the wall clock and an open loop: leave out clock and concurrency")
         return self
 
     def make_scheduler(self) -> Scheduler:
@@ -67,6 +96,7 @@ class ServeSpec(Spec):
         Raises:
             FroudeError: naming the nearest scheduler, or the option that it does not have.
         """
+        ROUTERS.get(self.router)
         kind = SCHEDULERS.get(self.scheduler)
         options = {"max_batched_tokens": self.chunk_tokens, "max_seqs": self.max_seqs, **self.scheduler_options}
         known = inspect.signature(kind).parameters
@@ -74,3 +104,40 @@ class ServeSpec(Spec):
             if name not in known:
                 raise UnknownNameError(f"scheduler_options of {self.scheduler}", name, known)
         return kind(**options)
+
+    def make_prefixes(self, trace: Trace) -> PrefixCache | None:
+        """The prefix cache of one replica, if there is to be one and the trace has hashes."""
+        if self.prefix_cache == "none" or trace.prefix_ids is None:
+            return None
+        return PREFIX_CACHES[self.prefix_cache](self.kv_blocks, self.block_tokens, trace.prefix_block_tokens)
+
+    def load(self) -> Trace:
+        """The requests, arriving as the spec says."""
+        trace = load_trace(self.trace, self.seed, self.requests)
+        trace = replace(
+            trace,
+            input_tokens=_scaled(trace.input_tokens, self.length_scale),
+            output_tokens=_scaled(trace.output_tokens, self.length_scale),
+        )
+        return trace.at_rate(self.rate, self.seed) if self.rate is not None else trace
+
+    def sequences(self, trace: Trace) -> list[Sequence]:
+        """Its requests as a scheduler sees them; engine and simulator are given equal ones."""
+        most = self.max_tokens or 0
+        return [
+            Sequence(
+                call.id,
+                round(call.arrival_s * PS),
+                call.input_tokens,
+                call.output_tokens,
+                limit_tokens=max(most, call.output_tokens),
+                priority=call.priority,
+                client=call.client,
+                prefix=tuple(dict.fromkeys(call.prefix_ids)) if self.prefix_cache != "none" else (),
+            )
+            for call in trace.calls()
+        ]
+
+
+def _scaled(tokens: Ints, factor: float) -> Ints:
+    return np.maximum(1, np.rint(tokens * factor)).astype(np.int64)

@@ -1,0 +1,282 @@
+"""Prediction and reality by turns: calibrated on one load, the simulator predicts others, which are then served.
+
+Each load that is predicted lies between two slices of the load that is calibrated on. The coefficients of an
+iteration's time come from all slices, their common level from the two beside a load, so that a machine whose pace
+wanders over minutes is followed. Rates are shares of what a closed loop of as many clients as the engine takes gets
+done, so that the same shares mean the same on any machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from froude.runtime.engine.api import make_arrivals
+from froude.runtime.engine.calibration import FittedIterationTime, Measured, fit_iteration_time, seconds_of
+from froude.runtime.engine.hosts import Host, open_host
+from froude.runtime.engine.latencies import busy_span_s, logged
+from froude.runtime.engine.replay import Log
+from froude.runtime.engine.spec import ServeSpec
+from froude.serving.metrics import Latencies
+from froude.serving.simulator import jump
+
+MODEL = {"name": "small", "layers": 4, "hidden": 256, "heads": 8, "kv_heads": 4, "ffn": 768, "vocab": 4096}
+BASE: dict[str, Any] = {
+    "model": MODEL,
+    "max_seqs": 16,
+    "chunk_tokens": 256,
+    "kv_blocks": 256,
+    "block_tokens": 32,
+    "calibration_s": 0,
+}
+MIX = "lognormal:in=150,out=40,cv=0.8"
+CALIBRATED_SHARE = 0.55
+LOADS = (
+    ("low rate", MIX, 0.35),
+    ("high rate", MIX, 0.7),
+    ("long prompts", "lognormal:in=400,out=20,cv=0.8", 0.5),
+    ("long outputs", "lognormal:in=60,out=80,cv=0.8", 0.5),
+)
+SCHEDULERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("orca", {}),
+    ("vllm-v1", {}),
+    ("sarathi-serve", {"chunk_tokens": 48}),
+    ("shortest-job", {}),
+    ("s3", {}),
+    ("fair", {}),
+)
+# A tight cache, clients of unequal appetite, and requests that may generate more than they do: what tells them apart.
+CONTENTION: dict[str, Any] = {
+    "trace": f"{MIX},clients=4",
+    "kv_blocks": 64,
+    "max_tokens": 160,
+}
+CONTENTION_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCheck:
+    """One load, predicted and served.
+
+    Attributes:
+        name, rate: the load.
+        predicted, measured: the same requests.
+        throughput: output tokens per second, predicted and measured.
+        pace: time of the load's iterations over what was fitted for the very same iterations.
+        waited: part of that time in which the processor worked for others.
+    """
+
+    name: str
+    rate: float
+    predicted: Latencies
+    measured: Latencies
+    throughput: tuple[float, float]
+    pace: float
+    waited: float
+
+    def error(self, metric: str) -> float:
+        """Median relative error of single requests."""
+        predicted, measured = (getattr(which, f"{metric}_s") for which in (self.predicted, self.measured))
+        return float(np.nanmedian(np.abs(predicted / measured - 1.0)))
+
+    def json(self) -> dict[str, Any]:
+        """As `froude check twin --json` prints it."""
+        return {
+            "rate": self.rate,
+            "requests": len(self.measured.ttft_s),
+            **{metric: self.error(metric) for metric in ("ttft", "tpot", "e2e")},
+            "throughput_error": self.throughput[0] / self.throughput[1] - 1.0,
+            "p99_ttft_s": [float(np.quantile(which.ttft_s, 0.99)) for which in (self.predicted, self.measured)],
+            "pace": self.pace,
+            "waited": self.waited,
+        }
+
+
+@dataclass(slots=True)
+class EngineCheck:
+    """What was predicted of one engine.
+
+    Attributes:
+        engine: its name.
+        iterations, median_ape: of the calibration: how many, and how well the fit describes them.
+        loads: other loads.
+        schedulers: one contended load under each scheduler.
+    """
+
+    engine: str
+    iterations: int = 0
+    median_ape: float = float("nan")
+    loads: list[LoadCheck] = field(default_factory=list)
+    schedulers: list[LoadCheck] = field(default_factory=list)
+
+    @property
+    def spearman(self) -> float | None:
+        """Rank correlation of the schedulers' p99 TTFT, predicted and measured."""
+        if not self.schedulers:
+            return None
+        p99 = np.array([check.json()["p99_ttft_s"] for check in self.schedulers])
+        return float(spearmanr(p99[:, 0], p99[:, 1]).statistic)
+
+    def json(self) -> dict[str, Any]:
+        """As `froude check twin --json` prints it."""
+        rows = [load.json() for load in self.loads]
+        return {
+            "calibration": {"iterations": self.iterations, "median_ape": self.median_ape},
+            "loads": {load.name: row for load, row in zip(self.loads, rows, strict=True)},
+            "median": {
+                **{metric: float(np.median([row[metric] for row in rows])) for metric in ("ttft", "tpot", "e2e")},
+                "throughput": float(np.median([abs(row["throughput_error"]) for row in rows])),
+            },
+            "schedulers": {check.name: check.json() for check in self.schedulers},
+            "spearman_p99_ttft": self.spearman,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TwinCheck:
+    """All engines.
+
+    Attributes:
+        engines: in the order in which they were asked.
+        seconds: how long it took.
+        load_average: of the machine over the last minute, before and after.
+    """
+
+    engines: list[EngineCheck]
+    seconds: float
+    load_average: tuple[float, float]
+
+    def json(self) -> dict[str, Any]:
+        """As `froude check twin --json` prints it."""
+        return {
+            "engines": {check.engine: check.json() for check in self.engines},
+            "seconds": self.seconds,
+            "load_average": list(self.load_average),
+        }
+
+
+def check_twin(
+    engines: Iterable[str] = ("froude", "vllm"),
+    *,
+    seconds: float = 14.0,
+    clock: str = "wall",
+    seed: int = 0,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> TwinCheck:
+    """Calibrate on one load, predict four others, serve them; then six schedulers on one contended load.
+
+    Args:
+        engines: ``froude`` (with the schedulers) and ``vllm`` (which has its own).
+        seconds: of each load, slices of the calibration a third of that.
+        clock: ``processor`` leaves out the time that others had the processor.
+        seed: of lengths and arrivals.
+        on_progress: told what is going on, and how much is done.
+
+    Raises:
+        FroudeError: when an engine is unknown or not installed.
+    """
+    say = on_progress or (lambda what, done: None)
+    begun, load_before = time.perf_counter(), os.getloadavg()[0]
+    checks = []
+    names = list(engines)
+    for place, name in enumerate(names):
+
+        def tell(what: str, done: float, place: int = place, name: str = name) -> None:
+            say(f"{name}: {what}", (place + done) / len(names))
+
+        base = ServeSpec.parse({**BASE, "engine": name, "clock": clock, "trace": MIX, "seed": seed})
+        checks.append(_Session(open_host(base), base, seconds, tell).check())
+    return TwinCheck(checks, time.perf_counter() - begun, (load_before, os.getloadavg()[0]))
+
+
+class _Session:
+    """Loads served one after another on one engine, with slices of the calibration load between them."""
+
+    def __init__(self, host: Host, base: ServeSpec, seconds: float, say: Callable[[str, float], None]) -> None:
+        self.host, self.base, self.seconds, self.say = host, base, seconds, say
+        self.slices: list[list[Measured]] = []
+        self.served: list[tuple[str, ServeSpec, Log]] = []
+
+    def check(self) -> EngineCheck:
+        """Everything, in turn."""
+        self.say("warming up", 0.0)
+        per_s = self._capacity(MIX)
+        self.slice_rate = CALIBRATED_SHARE * per_s
+        todo = [(name, self._at({"trace": mix}, share * self._capacity(mix))) for name, mix, share in LOADS]
+        if self.base.engine == "froude":
+            rate = CONTENTION_SHARE * per_s
+            todo += [(name, self._at({**CONTENTION, "scheduler": name, **knobs}, rate)) for name, knobs in SCHEDULERS]
+        self._slice(0)
+        for place, (name, spec) in enumerate(todo):
+            self.say(name, 0.1 + 0.9 * place / len(todo))
+            self.served.append((name, spec, self._serve(spec)))
+            self._slice(place + 1)
+        fitted = fit_iteration_time([m for part in self.slices for m in part])
+        found = EngineCheck(self.base.engine, fitted.iterations, fitted.median_ape)
+        for place, (name, spec, log) in enumerate(self.served):
+            beside = self.slices[place] + self.slices[place + 1]
+            level = sum(m.duration_s for m in beside) / seconds_of(fitted.time, beside)
+            check = _compare(name, spec, log, fitted.time.scaled(level))
+            (found.loads if place < len(LOADS) else found.schedulers).append(check)
+        return found
+
+    def _capacity(self, mix: str) -> float:
+        """Requests per second of a closed loop of as many clients as the engine takes, in about two seconds."""
+        spec = self.base.model_copy(update={"trace": mix, "requests": 40, "concurrency": self.base.max_seqs})
+        log = self._serve(spec)
+        return len(log.requests) / log.duration_s
+
+    def _at(self, change: dict[str, Any], rate: float) -> ServeSpec:
+        seed = self.base.seed + 1
+        requests = max(20, round(rate * self.seconds))
+        return self.base.model_copy(update={**change, "rate": rate, "requests": requests, "seed": seed})
+
+    def _slice(self, number: int) -> None:
+        requests = max(10, round(self.slice_rate * self.seconds / 3))
+        seed = self.base.seed + 1000 + number
+        spec = self.base.model_copy(update={"rate": self.slice_rate, "requests": requests, "seed": seed})
+        self.slices.append([iteration.measured for iteration in self._serve(spec).iterations])
+
+    def _serve(self, spec: ServeSpec) -> Log:
+        arrivals = make_arrivals(spec, spec.load(), self.host.architecture.vocab)
+        self.host.check(spec, arrivals)
+        log = self.host.serve(spec, arrivals)
+        if log.interrupted:
+            raise KeyboardInterrupt
+        return log
+
+
+def predict(spec: ServeSpec, iteration_time: FittedIterationTime) -> Latencies:
+    """What the simulator says about the requests of a replay, arriving when they were due."""
+    trace = spec.load()
+    sequences = spec.sequences(trace)
+    outcome = jump(
+        sequences,
+        spec.make_scheduler(),
+        iteration_time,
+        spec.kv_blocks,
+        spec.block_tokens,
+        concurrency=spec.concurrency,
+    )
+    return Latencies.of(outcome, [sequence.arrival_ps for sequence in sequences], trace)
+
+
+def _compare(name: str, spec: ServeSpec, log: Log, iteration_time: FittedIterationTime) -> LoadCheck:
+    predicted, measured = predict(spec, iteration_time), logged(log)
+    iterations = [iteration.measured for iteration in log.iterations]
+    took_s = sum(m.duration_s for m in iterations)
+    return LoadCheck(
+        name,
+        spec.rate or 0.0,
+        predicted,
+        measured,
+        (log.output_tokens / busy_span_s(predicted), log.output_tokens / busy_span_s(measured)),
+        pace=took_s / seconds_of(iteration_time, iterations),
+        waited=max(0.0, 1.0 - sum(m.processor_s for m in iterations) / took_s),
+    )

@@ -44,6 +44,7 @@ _PUBLIC: dict[str, str] = {
     "check_oom": "froude.training.measured",
     "run_serve": "froude.runtime.engine.api",
     "check_requests": "froude.runtime.engine.api",
+    "check_twin": "froude.runtime.engine.twin",
     "simulate_serve": "froude.serving.api",
     "read_launch": "froude.exports.launch",
     "check_serve": "froude.serving.measured",

@@ -292,10 +292,11 @@ shared_requests = st.lists(
     budget=st.integers(0, 40),
     replicas=st.integers(1, 3),
     router=st.sampled_from(ROUTERS.names()),
+    kind=st.sampled_from(["block", "radix"]),
 )
-def test_prefix_cache(name, rows, time, blocks, block_tokens, max_seqs, budget, replicas, router):
+def test_prefix_cache(name, rows, time, blocks, block_tokens, max_seqs, budget, replicas, router, kind):
     scheduler = SCHEDULERS.create(name, max_batched_tokens=max_seqs + budget, max_seqs=max_seqs)
-    how = {"replicas": replicas, "router": ROUTERS.get(router), "prefix_unit_tokens": 4}
+    how = {"replicas": replicas, "router": ROUTERS.get(router), "prefix_unit_tokens": 4, "prefixes": kind}
     same(rows, scheduler, time, blocks, block_tokens, **how)
 
 

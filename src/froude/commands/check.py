@@ -116,6 +116,25 @@ def check_requests(
     )
 
 
+@group.command("twin")
+def check_twin(
+    engine: Annotated[
+        list[str] | None, typer.Option(help="froude or vllm; may be repeated.", show_default="all that are installed")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Of each load.", min=1.0)] = 12.0,
+    clock: Annotated[str, typer.Option(help="processor leaves out what others use of the machine.")] = "wall",
+    seed: Annotated[int, typer.Option(help="Of lengths and arrivals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Prediction and reality by turns, on this machine: calibrated on one load, others predicted and served."""
+    from froude.reports.serve_runs import ServeBar, print_twin
+    from froude.runtime.engine.twin import check_twin as check
+
+    with ServeBar(silent=as_json) as bar:
+        result = check(engine, seconds=seconds, clock=clock, seed=seed, on_progress=bar)
+    emit(result.json(), as_json=as_json, show=lambda: print_twin(result), warnings=result.warnings)
+
+
 _COMPLETED = "settings a row leaves blank are completed from training/source_defaults.toml"
 
 

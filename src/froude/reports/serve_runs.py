@@ -13,6 +13,7 @@ from froude.reports.tables import percent, print_table, seconds, si
 if TYPE_CHECKING:
     from froude.runtime.engine.api import ServeRun
     from froude.runtime.engine.check import RequestsCheck
+    from froude.runtime.engine.twin import TwinCheck
 
 _NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
 
@@ -99,3 +100,36 @@ def print_requests_check(check: RequestsCheck) -> None:
 
 def _signed(fraction: float) -> str:
     return f"{'+' if fraction > 0 else ''}{percent(fraction)}"
+
+
+def print_twin(twin: TwinCheck) -> None:
+    """Errors of every load, and the order of the schedulers."""
+    for check in twin.engines:
+        found = check.json()
+        rows: list[tuple[str, ...]] = [
+            (
+                name,
+                f"{row['rate']:.2f}/s",
+                str(row["requests"]),
+                _signed(row["throughput_error"]),
+                percent(row["tpot"]),
+                percent(row["ttft"]),
+                percent(row["e2e"]),
+                _signed(row["pace"] - 1.0),
+                percent(row["waited"]),
+            )
+            for name, row in found["loads"].items()
+        ]
+        median = found["median"]
+        rows.append(("median", "", "", *(percent(median[k]) for k in ("throughput", "tpot", "ttft", "e2e")), "", ""))
+        columns = ("load", "rate", "requests", "throughput", "TPOT", "TTFT", "end to end", "pace", "elsewhere")
+        title = f"{check.engine}: calibrated on one load ({check.iterations} iterations), median errors on others"
+        print_table(title, columns, rows)
+        if check.spearman is not None:
+            ranks = [(n, *(seconds(t) for t in row["p99_ttft_s"])) for n, row in found["schedulers"].items()]
+            title = f"p99 time to first token under contention; rank correlation {check.spearman:.2f}"
+            print_table(title, ("scheduler", "simulated", "served"), ranks)
+    print(
+        f"{seconds(twin.seconds)} in all. Pace: iterations against the calibration's for the very same iterations; "
+        "elsewhere: time in which the processor worked for others."
+    )

@@ -422,6 +422,15 @@ class Jumper(View):
                         count = steps
                 if cut != NO_TIME and count > 1:
                     count = _iterations_until(cut - now, first, slope, count)
+                if (
+                    cache is not None
+                    and cache.merges
+                    and prefill
+                    and (len(prefill) > 1 or cache.idles(prefill[0][0], prefill[0][1] * count))
+                ):
+                    count = left = (
+                        1  # what a prompt computes may be there already, or come from another: blocks free up
+                    )
                 if prefill or not rows:
                     blocks = self._blocks_for(count, prefill, rows)
                 else:  # the same for decoding alone, in line: it is most of what happens
@@ -488,7 +497,7 @@ class Jumper(View):
                             sequence.blocks = held
                     sequence.computed_tokens = computed
                     if cache is not None:
-                        cache.computed(sequence, computed - tokens * count)
+                        self.free_blocks += cache.computed(sequence, computed - tokens * count)
                     remaining = sequence.prompt_tokens + sequence.generated_tokens - computed
                     if remaining >= tokens:
                         continue

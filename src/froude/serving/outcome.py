@@ -92,6 +92,7 @@ class Worker:
     total_blocks: int
     block_tokens: int = 16
     swap: Swap | None = None
+    prefixes: str = "block"  # the kind of prefix cache, where prefixes are kept
 
 
 def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_tokens: int) -> bool:

@@ -11,6 +11,8 @@ arXiv:2312.07104.
 from __future__ import annotations
 
 from collections import OrderedDict
+from heapq import heappop, heappush
+from typing import ClassVar
 
 from froude.core.errors import InvalidValueError
 from froude.serving.outcome import Outcome, Worker
@@ -26,7 +28,10 @@ class PrefixCache:
         readers: unit -> running sequences that hold it.
         idle: units nobody holds, least recently used first.
         hit_tokens, prompt_tokens: found, of all asked for, at admission.
+        merges: what two sequences compute at once is kept once.
     """
+
+    merges: ClassVar[bool] = False
 
     def __init__(self, total_blocks: int, block_tokens: int, unit_tokens: int) -> None:
         if unit_tokens < 1 or unit_tokens % block_tokens:
@@ -71,8 +76,8 @@ class PrefixCache:
         self.prompt_tokens += sequence.prompt_tokens + sequence.generated_tokens
         return taken * self.unit_blocks
 
-    def computed(self, sequence: Sequence, before: int) -> None:
-        """A prompt advanced from ``before`` tokens: whole units can be found from now on.
+    def computed(self, sequence: Sequence, before: int) -> int:
+        """A prompt advanced from ``before`` tokens: whole units can be found from now on. Returns blocks freed.
 
         A unit that another sequence computed at the same time is kept twice until this one leaves.
         """
@@ -81,6 +86,7 @@ class PrefixCache:
             if unit not in self.readers and unit not in self.idle:
                 self.readers[unit] = 1
                 sequence.units.append(unit)
+        return 0
 
     def idles(self, sequence: Sequence, tokens: int) -> bool:
         """Whether the next so many tokens of a prompt hold a unit that is in the cache already, with nobody reading."""
@@ -93,8 +99,11 @@ class PrefixCache:
         self._matched = None
         self.empty -= blocks
         while self.empty < 0:
-            self.idle.popitem(last=False)
+            self._evict()
             self.empty += self.unit_blocks
+
+    def _evict(self) -> None:
+        self.idle.popitem(last=False)
 
     def release(self, sequence: Sequence) -> int:
         """A sequence leaves; returns the blocks that become free. The end of its prompt is evicted first."""
@@ -114,13 +123,99 @@ class PrefixCache:
         return freed
 
 
+class RadixCache(PrefixCache):
+    """A tree of prompts: leaves are evicted, least recently used first, and equal prompts share what they compute.
+
+    A sequence that has computed what another put into the tree meanwhile takes the tree's blocks and frees its own.
+    Source: Zheng et al. (2023), SGLang, arXiv:2312.07104 (RadixAttention), with pages of a unit.
+    """
+
+    merges = True
+
+    def __init__(self, total_blocks: int, block_tokens: int, unit_tokens: int) -> None:
+        super().__init__(total_blocks, block_tokens, unit_tokens)
+        self._parent: dict[int, int | None] = {}  # unit -> the one before it
+        self._children: dict[int, int] = {}  # unit -> how many follow it
+        self._used: dict[int, int] = {}  # unit -> when, counted in uses of the tree
+        self._leaves: list[tuple[int, int]] = []  # heap of (when, unit); an entry that no longer holds is skipped
+        self._uses = 0
+
+    def acquire(self, sequence: Sequence) -> int:
+        """See `PrefixCache`."""
+        taken = super().acquire(sequence)
+        self._use(sequence)
+        return taken
+
+    def computed(self, sequence: Sequence, before: int) -> int:
+        """See `PrefixCache`."""
+        freed = 0
+        first, last = (min(n, sequence.prompt_tokens) // self.unit_tokens for n in (before, sequence.computed_tokens))
+        for place, unit in enumerate(sequence.prefix[first:last], start=first):
+            if unit in self.readers:
+                self.readers[unit] += 1
+                self.empty += self.unit_blocks
+                freed += self.unit_blocks
+            elif unit in self.idle:
+                del self.idle[unit]
+                self.readers[unit] = 1
+                self.empty += self.unit_blocks  # its own copy goes, and the tree's is held
+            else:
+                self.readers[unit] = 1
+                self._parent[unit] = parent = sequence.prefix[place - 1] if place else None
+                self._children[unit] = 0
+                if parent is not None:
+                    self._children[parent] += 1
+            sequence.units.append(unit)
+        self._use(sequence)
+        return freed
+
+    def idles(self, sequence: Sequence, tokens: int) -> bool:
+        """Whether the next so many tokens of a prompt hold a unit that is in the tree already."""
+        start = sequence.computed_tokens
+        last = min(start + tokens, sequence.prompt_tokens) // self.unit_tokens
+        units = sequence.prefix[start // self.unit_tokens : last]
+        return any(unit in self.idle or unit in self.readers for unit in units)
+
+    def release(self, sequence: Sequence) -> int:
+        """See `PrefixCache`."""
+        self._use(sequence)
+        held = list(sequence.units)
+        freed = super().release(sequence)
+        for unit in held:
+            self._offer(unit)
+        return freed
+
+    def _use(self, sequence: Sequence) -> None:
+        self._uses += 1
+        for unit in sequence.units:
+            self._used[unit] = self._uses
+
+    def _offer(self, unit: int | None) -> None:
+        if unit is not None and unit in self.idle and not self._children[unit]:
+            heappush(self._leaves, (self._used[unit], unit))
+
+    def _evict(self) -> None:
+        while True:
+            used, unit = heappop(self._leaves)
+            if unit in self.idle and not self._children[unit] and self._used[unit] == used:
+                break
+        del self.idle[unit], self._children[unit], self._used[unit]
+        parent = self._parent.pop(unit)
+        if parent is not None:
+            self._children[parent] -= 1
+            self._offer(parent)
+
+
+PREFIX_CACHES: dict[str, type[PrefixCache]] = {"block": PrefixCache, "radix": RadixCache}
+
+
 def make_caches(workers: list[Worker], unit_tokens: int | None) -> list[PrefixCache] | list[None]:
     """One cache per worker; None for each where prefixes are not kept."""
     if unit_tokens is None:
         return [None] * len(workers)
     if any(w.swap for w in workers):
         raise InvalidValueError("preemption", "swap", "cannot be combined with a prefix cache; recompute can")
-    return [PrefixCache(w.total_blocks, w.block_tokens, unit_tokens) for w in workers]
+    return [PREFIX_CACHES[w.prefixes](w.total_blocks, w.block_tokens, unit_tokens) for w in workers]
 
 
 def count_hits(outcome: Outcome, caches: list[PrefixCache] | list[None]) -> None:

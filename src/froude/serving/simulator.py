@@ -36,6 +36,7 @@ def jump(
     conductor: Conductor | None = None,
     record: bool = False,
     swap: Swap | None = None,
+    prefixes: str = "block",
 ) -> Outcome:
     """Simulate by jumping.
 
@@ -52,10 +53,11 @@ def jump(
         conductor: moves requests between replicas.
         record: keep a `Segment` per jump.
         swap: preempt to host memory; not together with a prefix cache.
+        prefixes: ``block`` or ``radix``, where prefixes are kept.
     """
     return jump_fleet(
         sequences,
-        [Worker(scheduler, time, total_blocks, block_tokens, swap)] * replicas,
+        [Worker(scheduler, time, total_blocks, block_tokens, swap, prefixes)] * replicas,
         router=router,
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,

@@ -199,7 +199,7 @@ class Stepper(View):
         for sequence, tokens, _ in iteration.prompts:
             sequence.computed_tokens += tokens
             if self.cache is not None:
-                self.cache.computed(sequence, sequence.computed_tokens - tokens)
+                self.free_blocks += self.cache.computed(sequence, sequence.computed_tokens - tokens)
             if sequence.remaining_tokens == 0:
                 self.prefilling.remove(sequence)
                 emitted.append(sequence)
@@ -277,11 +277,12 @@ def step(
     controllers: list[PaceController] | None = None,
     conductor: Conductor | None = None,
     swap: Swap | None = None,
+    prefixes: str = "block",
 ) -> Outcome:
     """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
     return step_fleet(
         sequences,
-        [Worker(scheduler, time, total_blocks, block_tokens, swap)] * replicas,
+        [Worker(scheduler, time, total_blocks, block_tokens, swap, prefixes)] * replicas,
         router=router,
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,

@@ -71,10 +71,10 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
     host.check(spec, arrivals)
     before = _probe(host, trace, 0, say)
 
-    def on_progress(complete: int, now_s: float) -> None:
+    def tell(complete: int, now_s: float) -> None:
         say(f"serving, {complete} of {len(arrivals)}", complete / len(arrivals))
 
-    log = host.serve(spec, arrivals, on_progress)
+    log = host.serve(spec, arrivals, tell)
     after = [] if log.interrupted else _probe(host, trace, 1, say)
     meta = {
         "engine": spec.engine,
@@ -144,5 +144,6 @@ def _probe(host: Host, trace: Trace, seed: int, say: Progress) -> list[Measured]
         return []
     longest = int((trace.input_tokens + trace.output_tokens).max())
     chunk = min(spec.chunk_tokens, int(trace.input_tokens.max()))
-    todo = compositions(spec.max_seqs, chunk, longest, spec.kv_blocks * spec.block_tokens, seed)
+    whole = max(1, spec.kv_blocks - spec.max_seqs - 2)  # every sequence may leave most of its last block empty
+    todo = compositions(spec.max_seqs, chunk, longest, whole * spec.block_tokens, seed)
     return host.probe(todo, spec.calibration_s / 2, lambda done: say("calibrating", done))

@@ -63,7 +63,6 @@ class BlockPool:
         """Return blocks."""
         self._free.extend(reversed(ids))
 
-
     def give_back_all(self) -> None:
         """Nobody holds anything, whatever was taken."""
         self._free = list(range(self.blocks - 1, -1, -1))
@@ -94,8 +93,12 @@ class KeptUnits:
             last = min(past + tokens, sequence.prompt_tokens) // unit_tokens
             for place, unit in list(enumerate(sequence.prefix))[past // unit_tokens : last]:
                 if unit in self._blocks:
-                    if unit in coming or self._alive(unit):
-                        continue  # another sequence computed it; this copy stays the sequence's own
+                    if unit in coming or self._alive(unit):  # another sequence computed it
+                        if self._prefixes.merges:
+                            at = slice(place * unit_blocks, (place + 1) * unit_blocks)
+                            self._pool.give_back(tables[sequence.id][at])
+                            tables[sequence.id][at] = self._blocks[unit]
+                        continue
                     self._forget(unit)
                 coming.add(unit)
                 self._blocks[unit] = tables[sequence.id][place * unit_blocks : (place + 1) * unit_blocks]

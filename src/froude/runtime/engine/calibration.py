@@ -67,7 +67,7 @@ class FittedIterationTime(IterationTime):
 
     def scaled(self, factor: float) -> FittedIterationTime:
         """A machine that takes so many times as long for everything."""
-        return FittedIterationTime(*(round(getattr(self, name) * factor) for name in self.__slots__))
+        return FittedIterationTime(*(round(getattr(self, f"{term}_ps") * factor) for term in TERMS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def check_run(run_dir: Path, meta: dict[str, Any], calibrated_on: Path | None = 
         router=ROUTERS.create(spec.router),
         concurrency=spec.concurrency,
         prefix_unit_tokens=meta.get("prefix_block_tokens") if spec.prefix_cache != "none" else None,
-        prefix_kind=spec.prefix_cache if spec.prefix_cache != "none" else "block",
+        prefixes=spec.prefix_cache,
         swap=Swap(spec.swap_blocks, round(copying[1] * PS), round(copying[0] * PS)) if copying else None,
     )
     columns = ([row[name] for row in rows] for name in ("arrival_time", "input_toks", "output_toks"))

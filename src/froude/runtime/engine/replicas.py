@@ -168,5 +168,3 @@ def _serve(pipe: Connection, host: FroudeHost, spec: ServeSpec, zero_s: float, n
         busy = not step.idle or bool(step.iteration.preempted)
     gc.unfreeze()
     return log
-
-

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ CONTENTION: dict[str, Any] = {
     "max_tokens": 160,
 }
 CONTENTION_SHARE = 0.9
+_CALM = 0.03  # part of the time that an otherwise idle machine takes for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,17 @@ class TwinCheck:
     seconds: float
     load_average: tuple[float, float]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What disturbed the measurement."""
+        waited = max(load.waited for check in self.engines for load in (*check.loads, *check.schedulers))
+        if waited < _CALM:
+            return []
+        return [
+            f"others used this machine: the processor was elsewhere for up to {waited:.0%} of a load's iterations "
+            f"(load average {self.load_average[0]:.1f} before, {self.load_average[1]:.1f} after)"
+        ]
+
     def json(self) -> dict[str, Any]:
         """As `froude check twin --json` prints it."""
         return {
@@ -162,9 +175,9 @@ class TwinCheck:
 
 
 def check_twin(
-    engines: Iterable[str] = ("froude", "vllm"),
+    engines: Iterable[str] | None = None,
     *,
-    seconds: float = 14.0,
+    seconds: float = 12.0,
     clock: str = "wall",
     seed: int = 0,
     on_progress: Callable[[str, float], None] | None = None,
@@ -172,7 +185,7 @@ def check_twin(
     """Calibrate on one load, predict four others, serve them; then six schedulers on one contended load.
 
     Args:
-        engines: ``froude`` (with the schedulers) and ``vllm`` (which has its own).
+        engines: ``froude`` (with six schedulers) and ``vllm`` (which has its own); by default those installed.
         seconds: of each load, slices of the calibration a third of that.
         clock: ``processor`` leaves out the time that others had the processor.
         seed: of lengths and arrivals.
@@ -183,8 +196,8 @@ def check_twin(
     """
     say = on_progress or (lambda what, done: None)
     begun, load_before = time.perf_counter(), os.getloadavg()[0]
-    checks = []
-    names = list(engines)
+    checks: list[EngineCheck] = []
+    names = list(engines) if engines else ["froude", *(["vllm"] if find_spec("vllm") else [])]
     for place, name in enumerate(names):
 
         def tell(what: str, done: float, place: int = place, name: str = name) -> None:

@@ -7,21 +7,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from froude.core.arrays import Floats
 from froude.core.registry import Source
 
 ADAM_SDE = Source(
-    "Malladi et al.", 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", "arXiv:2205.10287", 256
+    "Malladi et al.",
+    2022,
+    "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
+    "arXiv:2205.10287",
+    catalogue=256,
 )
-EMA = Source("Busbridge et al.", 2023, "How to Scale Your EMA", "arXiv:2307.13813", 100)
+EMA = Source("Busbridge et al.", 2023, "How to Scale Your EMA", "arXiv:2307.13813", catalogue=100)
 RANDOM_MATRIX = Source(
     "Granziol et al.",
     2020,
     "Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training",
     "arXiv:2006.09092",
-    173,
+    catalogue=173,
 )
 LINEAR = Source(
-    "Goyal et al.", 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", "arXiv:1706.02677", 55
+    "Goyal et al.",
+    2017,
+    "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour",
+    "arXiv:1706.02677",
+    catalogue=55,
+)
+DECENTRALISED = Source(
+    "Zhu et al.",
+    2023,
+    "Decentralized SGD and Average-direction SAM are Asymptotically Equivalent",
+    "arXiv:2306.02913",
+    catalogue=261,
 )
 
 
@@ -68,3 +86,26 @@ def largest_stable_rate(signal: float, noise_deviation: float, batch: float, *, 
     """2 over that eigenvalue for SGD; adaptive methods divide by its root already, and take the square root."""
     bound: float = 2.0 / largest_batch_eigenvalue(signal, noise_deviation, batch)
     return float(bound**0.5) if adaptive else bound
+
+
+def consensus_distance(rate: float, noise_variance: float, batch: float, gossip: Floats) -> float:
+    """Mean squared distance of workers from their average under decentralised SGD (Zhu et al., 2023).
+
+    It is the variance of the random directions along which the averaged gradient is taken, and so of the sharpness that
+    is avoided: set by the batch of one worker, it stays when more workers make the total batch larger, while the noise
+    of the averaged gradient fades.
+
+    Args:
+        rate: learning rate.
+        noise_variance: of a gradient of one example, summed over parameters.
+        batch: examples of one worker.
+        gossip: the mixing matrix (symmetric, rows summing to one); gradients are mixed with the weights.
+    """
+    values = np.sort(np.abs(np.linalg.eigvalsh(gossip)))[:-1]
+    return float(rate**2 * noise_variance / batch * np.sum(values**2 / (1.0 - values**2)) / len(gossip))
+
+
+def ring(workers: int) -> Floats:
+    """Mixing matrix of a ring: a third each from oneself and both neighbours."""
+    one = np.eye(workers)
+    return np.asarray((one + np.roll(one, 1, axis=0) + np.roll(one, -1, axis=0)) / 3.0)

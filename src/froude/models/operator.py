@@ -184,13 +184,6 @@ class GroupedMatmul(Matmul):
         )
         return replace(split, m=again.m, batch=again.batch, hosts=again.hosts)
 
-    def backward(self) -> tuple[Operator, ...]:
-        """As for `Matmul`, over the same experts."""
-        plain = Matmul(
-            name=self.name, dtype=self.dtype, count=self.count, m=self.m, k=self.k, n=self.n, batch=self.batch
-        )
-        return plain.backward()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Operator):
@@ -317,6 +310,44 @@ class Elementwise(Operator):
         """Reads the saved inputs as well as the incoming gradient."""
         name = f"{self.name}-backward"
         return (replace(self, name=name, axes={}, reads=self.reads + self.writes, writes=self.reads),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move(Elementwise):
+    """Rows copied into another order; the backward pass copies their gradients back."""
+
+    fusable: bool = False
+
+    def backward(self) -> tuple[Operator, ...]:
+        """What was written is read, and the other way round."""
+        return (replace(self, name=f"{self.name}-backward", axes={}, reads=self.writes, writes=self.reads),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing(Operator):
+    """Which experts each of ``tokens`` visits, from ``experts`` scores in 32 bits, and where they are."""
+
+    tokens: Array
+    experts: Array
+
+    @property
+    def flops(self) -> Array:
+        """Vector-unit operations."""
+        return 8.0 * self.tokens * self.experts
+
+    @property
+    def bytes_read(self) -> Array:
+        """Scores for the softmax, the choice and the counts."""
+        return 3.0 * self.tokens * self.experts * self.element_bytes
+
+    @property
+    def bytes_written(self) -> Array:
+        """Probabilities and the map of choices."""
+        return 2.0 * self.tokens * self.experts * self.element_bytes
+
+    def backward(self) -> tuple[Operator, ...]:
+        """As much again."""
+        return (replace(self, name=f"{self.name}-backward", axes={}),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from froude.models.activations import (
 )
 from froude.models.architecture import Architecture, Experts
 from froude.models.attention import attended_pairs, attention_operators, layer_context, layer_pairs, read_context
-from froude.models.operator import Axes, Elementwise, Gather, GroupedMatmul, Operator
+from froude.models.operator import Axes, Elementwise, Gather, GroupedMatmul, Move, Operator
 from froude.models.parts import DISPATCHED, INSIDE, between, linear
 
 __all__ = [
@@ -131,9 +131,8 @@ def _mixture(arch: Architecture, experts: Experts, tokens: Array, dtype: str) ->
     h, routed = arch.hidden, tokens * experts.top_k
     inner: Axes = {"rows": DISPATCHED, "width": "expert_ffn"}
 
-    def move(name: str) -> Elementwise:
-        axes = {"rows": DISPATCHED}
-        return Elementwise(name=name, dtype=dtype, rows=routed, width=h, fusable=False, axes=axes)
+    def move(name: str) -> Move:
+        return Move(name=name, dtype=dtype, rows=routed, width=h, axes={"rows": DISPATCHED})
 
     def grouped(name: str, k: int, n: int, split: str) -> GroupedMatmul:
         axes: Axes = {"tokens": DISPATCHED, split: "expert_ffn"}

@@ -33,6 +33,7 @@ class Links:
     compute_share: float
     memory: float
     direct_s: float | None = None
+    exchange: float | None = None
 
     @classmethod
     def of(cls, cluster: Cluster, constants: Constants, *, direct: bool = False) -> Links:
@@ -62,6 +63,7 @@ class Links:
             direct_s=constants.of_generation("collective.direct_s", device.name)
             if direct and not through_host
             else None,
+            exchange=None if through_host else cluster.scaleup_bandwidth * constants["link.exchange_efficiency"],
         )
 
 
@@ -77,11 +79,12 @@ def sent_bytes(kind: CollectiveKind, size: Array, ranks: Array) -> Array:
     return size * share
 
 
-def level_bytes(kind: CollectiveKind, size: Array, group: Group, domain: int) -> tuple[Array, Array]:
+def level_bytes(kind: CollectiveKind, size: Array, group: Group, domain: int, picks: Array = 0) -> tuple[Array, Array]:
     """Bytes each rank sends inside its scale-up domain and through its own network port.
 
     A reduction or gather crosses domains once per domain, not once per rank, and every rank of the group in the domain
-    carries a part through its own port: those are the lanes. An exchange sends each rank a share of its own.
+    carries a part through its own port: those are the lanes. An exchange sends each rank a share of its own; one that
+    sends no copy twice crosses to a domain once and is passed on there.
     """
     near = group.inside(domain)
     far = group.domains(domain)
@@ -89,6 +92,10 @@ def level_bytes(kind: CollectiveKind, size: Array, group: Group, domain: int) ->
         local = np.greater_equal(near, 2)
         moved = sent_bytes(kind, size, group.ranks)
         return np.where(local, moved, 0.0), np.where(local, 0.0, moved)
+    if kind == "all-to-all" and np.any(picks):
+        once = size / picks
+        visited, abroad = (n * (1.0 - (1.0 - 1.0 / n) ** picks) for n in (group.ranks, far))
+        return once * visited * (1.0 - 1.0 / near), once * abroad * (1.0 - 1.0 / far)
     if kind == "all-to-all":
         return size * (near - 1.0) / group.ranks, size * (group.ranks - near) / group.ranks
     return sent_bytes(kind, size, near), sent_bytes(kind, np.divide(size, near), far)
@@ -98,8 +105,9 @@ def collective_cost(work: Collective, links: Links) -> Cost:
     """Time and demands of one run of ``work``, its overhead operators apart."""
     group = work.group
     near, far = group.inside(links.domain), group.domains(links.domain)
-    up_bytes, out_bytes = level_bytes(work.kind, work.bytes, group, links.domain)
-    up_s, out_s = _over(up_bytes, links.scaleup), _over(out_bytes, links.scaleout)
+    up_bytes, out_bytes = level_bytes(work.kind, work.bytes, group, links.domain, work.picks)
+    scaleup = links.exchange if work.kind == "all-to-all" and links.exchange is not None else links.scaleup
+    up_s, out_s = _over(up_bytes, scaleup), _over(out_bytes, links.scaleout)
     transfer_s = np.maximum(up_s, out_s)
     if work.kind == "send":
         latency_s = np.where(np.greater_equal(near, 2), links.scaleup_hop_s, links.scaleout_hop_s)

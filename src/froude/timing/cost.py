@@ -32,6 +32,8 @@ class Collective:
         name: what it is for ("tp-forward", "gradients", "weights").
         count: how many times it runs.
         overhead: operators that run on the device as part of it (quantise, dequantise, cast).
+        picks: choices a token makes, in an exchange that sends each rank (and over a network each domain) at most one
+            copy of it; ``bytes`` counts a copy per choice. 0: all copies travel.
         hides_behind: name of the operators of the same pass that it runs alongside; only what outlasts them is exposed.
     """
 
@@ -42,6 +44,7 @@ class Collective:
     count: Array = 1
     overhead: tuple[Operator, ...] = ()
     hides_behind: str = ""
+    picks: Array = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class CostModel(ABC):
     @abstractmethod
     def exposed_tensor(self) -> float:
         """Fraction of tensor-parallel communication that the software stack cannot hide alongside its products."""
+
+    @abstractmethod
+    def exposed_exchange(self) -> float:
+        """Fraction of exchanges of routed tokens that the software stack cannot hide alongside other work."""
 
     @abstractmethod
     def step_overhead_s(self) -> float:

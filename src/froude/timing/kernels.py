@@ -28,6 +28,7 @@ from froude.models.operator import (
     LatentAttention,
     Matmul,
     Operator,
+    Routing,
 )
 from froude.timing.constants import Constants
 from froude.timing.stack import Stack
@@ -37,11 +38,20 @@ SPLITS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds that arithmetic and memory traffic would each need alone, and how many kernels are started."""
+    """Seconds that arithmetic and memory traffic would each need alone, and how many kernels run one after the other.
+
+    Attributes:
+        launches: kernels that the host starts; as many as run one after the other unless some run beside each other.
+        host_s: what the host does beside starting them.
+        stall_s: what the device waits for its host meanwhile.
+    """
 
     compute_s: Array
     memory_s: Array
     kernels: Array = 1.0
+    launches: Array | None = None
+    host_s: Array = 0.0
+    stall_s: Array = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,12 +108,11 @@ class Rates:
         """Time between two kernels on the device. On a processor starting an operator is part of running it."""
         return self.device.measured.get("launch_s", self.constants["kernel.gap_s"])
 
-    @property
-    def launch_s(self) -> float:
-        """Host time to start one kernel."""
+    def launch_s(self, *, captured: bool = False) -> float:
+        """Host time to start one kernel, in a graph captured beforehand or as the stack does."""
         if self.own_machine:
             return 0.0  # the device is the host: `gap_s` has it
-        return self.constants[f"host.{self.stack.host}.kernel_s"]
+        return self.constants["host.graphs.kernel_s" if captured else f"host.{self.stack.host}.kernel_s"]
 
     @property
     def collective_launch_s(self) -> float:
@@ -137,7 +146,8 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     kernels = 1.0
     if narrow:  # results leave in 16 bits, inputs are cast on the way
         traffic = traffic + op.batch * op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes)
-        if rates.stack.casts != "fused":
+        own = isinstance(op, GroupedMatmul) and rates.stack.experts == "fused"
+        if rates.stack.casts != "fused" and not own:
             transposed = rates.stack.casts == "transposed"
             cast = "gemm.cast_bytes_per_element" if transposed else "gemm.quantise_bytes_per_element"
             if transposed and op.dtype == "fp4":
@@ -152,7 +162,8 @@ def _grouped(op: GroupedMatmul, rates: Rates) -> Work:
     """As plain products, at the rate that the engine's kernels for experts reach of theirs."""
     plain = _matmul(op, rates)
     reached = rates.constants.of_generation(f"gemm.grouped.{rates.stack.experts}", rates.device.name)
-    return Work(plain.compute_s / reached, plain.memory_s, plain.kernels)
+    launches = op.batch * plain.kernels if rates.stack.experts == "streams" else None
+    return Work(plain.compute_s / reached, plain.memory_s, plain.kernels, launches)
 
 
 def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
@@ -241,6 +252,20 @@ def _elementwise(op: Elementwise, rates: Rates) -> Work:
         if not rates.own_machine:  # a processor finds what the kernels of one operation pass on in its cache
             traffic = traffic * rates.constants[f"{level}.traffic"]
     return Work(0.0 * traffic, traffic / rates.bandwidth, kernels)
+
+
+@work.register
+def _routing(op: Routing, rates: Rates) -> Work:
+    stack, constants = rates.stack, rates.constants
+    waits = stack.routing == "synchronised"
+    forward = not op.name.endswith("-backward")
+    return Work(
+        0.0 * op.tokens,
+        (op.bytes_read + op.bytes_written) / rates.bandwidth,
+        launches=constants[f"routing.launches.{stack.dispatch}"],
+        host_s=constants["host.routing_s"] if waits else 0.0,
+        stall_s=constants["routing.stall_s"] if waits and forward else 0.0,
+    )
 
 
 @work.register

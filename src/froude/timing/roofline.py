@@ -14,7 +14,7 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.machines.cluster import Cluster
-from froude.models.operator import Operator
+from froude.models.operator import GroupedMatmul, Move, Operator
 from froude.timing.collectives import Links, collective_cost
 from froude.timing.constants import Constants, default_constants
 from froude.timing.cost import Collective, Cost, CostModel
@@ -28,6 +28,11 @@ def smooth_max(first: Array, second: Array, power: float) -> Array:
     larger = np.maximum(first, second)
     safe = np.where(larger > 0, larger, 1.0)
     return larger * (1.0 + (np.minimum(first, second) / safe) ** power) ** (1.0 / power)
+
+
+def _routed(op: Operator) -> bool:
+    """Whether its size depends on the routing of tokens, so that no graph captured beforehand contains it."""
+    return isinstance(op, GroupedMatmul | Move) or op.name.startswith("experts-")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Roofline(CostModel):
             return Cost(measured_s, {"compute": 1.0}, "measured on this machine").times(op.count)
         need: Work = work(op, self.rates)
         busy_s = smooth_max(need.compute_s, need.memory_s, self.constants["gemm.smoothness"])
-        seconds = np.where(busy_s > 0, busy_s + need.kernels * self.rates.gap_s, 0.0)
+        seconds = np.where(busy_s > 0, busy_s + need.kernels * self.rates.gap_s, 0.0) + need.stall_s
         safe = np.where(seconds > 0, seconds, 1.0)
         demands = {"compute": need.compute_s / safe, "memory": need.memory_s / safe}
         source = "measured on this machine" if self.rates.own_machine else f"roofline of {self.cluster.device.name}"
@@ -89,13 +94,16 @@ class Roofline(CostModel):
                     ranks > 1, self.launch_s(len(item.overhead)), 0.0
                 )
             else:
-                seconds = self.launch_s(work(item, self.rates).kernels)
+                need = work(item, self.rates)
+                launches = need.kernels if need.launches is None else need.launches
+                captured = self.stack.host == "partial-graphs" and not _routed(item)
+                seconds = launches * self.rates.launch_s(captured=captured) + need.host_s
             total = total + seconds * item.count
         return total
 
     def launch_s(self, kernels: Array) -> Array:
         """Host time to start ``kernels`` kernels."""
-        return kernels * self.rates.launch_s
+        return kernels * self.rates.launch_s()
 
     def with_host(self, device_s: Array, host_s: Array) -> Array:
         """What a layer takes when the host must start its kernels meanwhile."""
@@ -104,6 +112,10 @@ class Roofline(CostModel):
     def exposed_tensor(self) -> float:
         """Fraction of tensor-parallel communication that this stack cannot hide alongside its products."""
         return self.constants[f"exposed.tensor.{self.stack.tensor_overlap}"]
+
+    def exposed_exchange(self) -> float:
+        """Fraction of exchanges of routed tokens that this stack cannot hide alongside other work."""
+        return self.constants[f"exposed.exchange.{self.stack.exchange_overlap}"]
 
     def step_overhead_s(self) -> float:
         """Time of a step that belongs to no layer."""

@@ -12,7 +12,7 @@ from froude.core.spec import Spec
 
 AttentionKernel = Literal["unfused", "fused-softmax", "flash-1", "flash-2", "flash-3", "flash-te"]
 Fusion = Literal["unfused", "fused", "transformer-engine"]
-Host = Literal["hooked", "eager", "compiled", "graphs"]
+Host = Literal["hooked", "eager", "compiled", "partial-graphs", "graphs"]
 
 
 class Stack(Spec):
@@ -22,7 +22,8 @@ class Stack(Spec):
         name: what it is called.
         attention: generation of the attention kernel.
         fusion: how far elementwise work is fused.
-        host: how kernels are started: Python with per-layer hooks, eager Python, a compiled program, CUDA graphs.
+        host: how kernels are started: Python with per-layer hooks, eager Python, a compiled program, CUDA graphs of all
+            but the routed experts, CUDA graphs.
         tensor_overlap: tensor-parallel collectives alone, or in chunks alongside the products.
         gradient_overlap: data-parallel gradients (and ZeRO's parameters) alone, or by buckets alongside the backward
             (forward) pass.
@@ -34,7 +35,15 @@ class Stack(Spec):
             engine's own that read the peers' memory directly.
         casts: of activations for 8-bit and 4-bit products: in passes that also transpose them for the backward pass,
             in passes of their own, or by the kernels that make the activations.
-        experts: whose kernels multiply the tokens of a mixture of experts.
+        experts: whose kernels multiply the tokens of a mixture of experts: plain products ("library"), a product per
+            expert on several streams ("streams"), one kernel that also applies activation and casts ("fused"), or those
+            of an engine.
+        dispatch: tokens travel to their experts by the library's all-to-all, one copy per expert; or by kernels that
+            send one copy to each rank, over a network one to each domain (DeepEP, HybridEP).
+        permutation: tokens are put in the order of experts by one kernel, or by PyTorch's own sorting and indexing.
+        routing: how many tokens an expert gets is known to the device alone, copied to the host which waits for it, or
+            fixed by a capacity beyond which tokens are dropped.
+        exchange_overlap: exchanges of tokens alone, or alongside the opposite pass of another micro-batch.
         gradients_held: type in which gradients are kept between micro-batches: that in which they are reduced; the
             compute type, widened bucket by bucket for the reduction; or as DeepSpeed does, fp16 sums for fp16, and for
             bf16 sums in fp32 beside the bf16 gradients of the last micro-batch.
@@ -62,7 +71,11 @@ class Stack(Spec):
     gradients: Literal["fp32", "compute"] = "fp32"
     all_reduce: Literal["library", "direct"] = "library"
     casts: Literal["transposed", "separate", "fused"] = "transposed"
-    experts: Literal["library", "tensorrt-llm", "vllm", "sglang"] = "library"
+    experts: Literal["library", "streams", "fused", "tensorrt-llm", "vllm", "sglang"] = "library"
+    dispatch: Literal["all-to-all", "deduplicated"] = "all-to-all"
+    permutation: Literal["fused", "eager"] = "fused"
+    routing: Literal["on-device", "synchronised", "padded"] = "synchronised"
+    exchange_overlap: Literal["none", "interleaved"] = "none"
     gradients_held: Literal["reduced", "compute", "deepspeed"] = "reduced"
     activation: Literal["fused", "eager"] = "fused"
     dropout: Literal["none", "masks"] = "none"

@@ -29,6 +29,7 @@ class LayoutBatch:
     data_parallel: np.ndarray
     pipeline_parallel: np.ndarray
     expert_parallel: np.ndarray
+    expert_tensor_parallel: np.ndarray
     virtual_stages: np.ndarray
     micro_batch: np.ndarray
     zero_stage: int
@@ -53,6 +54,7 @@ class LayoutBatch:
             data_parallel=column("data_parallel"),
             pipeline_parallel=column("pipeline_parallel"),
             expert_parallel=column("expert_parallel"),
+            expert_tensor_parallel=column("expert_tensor_parallel"),
             virtual_stages=column("virtual_stages"),
             micro_batch=column("micro_batch"),
             zero_stage=zero_stage,
@@ -94,8 +96,8 @@ class Placement:
     """Where everything is.
 
     Attributes:
-        mesh: mesh axis -> its size; arrays over candidates. "ep" is not an axis of its own: it folds over the ranks of
-            "tp", "cp" and "dp", which hold whole experts of a layer between them.
+        mesh: mesh axis -> its size; arrays over candidates. "ep" and "etp" are no axes of their own: they
+            fold over the ranks of "tp", "cp" and "dp", which hold the experts of a layer between them.
         axes: logical axis of an operator -> mesh axis (or axes) it is split over; axes left out are not split.
         states: "weights", "gradients", "optimizer", and what techniques add.
     """
@@ -116,6 +118,8 @@ class Placement:
 
     def group(self, axis: str) -> Group:
         """The ranks that differ along one mesh axis only."""
+        if axis == "etp":
+            return Group(self.mesh["etp"], 1)
         stride: Array = 1
         for inner in MESH_AXES[: MESH_AXES.index(axis)]:
             stride = stride * self.mesh[inner]
@@ -127,14 +131,15 @@ class Placement:
 
     def experts(self) -> Group:
         """The ranks that hold different experts of a layer."""
-        return Group(self.mesh["ep"], 1)
+        return Group(self.mesh["ep"], self.mesh["etp"])
 
     def expert_replicas(self) -> Group:
         """The ranks that hold the same experts."""
         if "expert" not in self.axes:
             return self.replicas()
         ranks = self.mesh["tp"] * self.mesh["cp"] * self.mesh["dp"]
-        return Group(ranks / self.mesh["ep"], self.mesh["ep"])
+        spread = self.mesh["ep"] * self.mesh["etp"]
+        return Group(ranks / spread, spread)
 
     def expert_shards(self, state: State) -> Array:
         """Pieces that the state of an expert is divided into, beyond the division of the experts."""
@@ -177,6 +182,8 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float, held_gradient_byt
         "dp": batch.data_parallel,
         "pp": batch.pipeline_parallel,
         "ep": batch.expert_parallel,
+        "etp": batch.expert_tensor_parallel,
+        "tp/etp": batch.tensor_parallel / batch.expert_tensor_parallel,
     }
     axes: dict[str, str | tuple[str, ...]] = {
         "heads": "tp",
@@ -187,8 +194,10 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float, held_gradient_byt
     }
     if batch.sequence_parallel:
         axes["tokens"] = "tp"
-    # Experts are either spread whole over ranks, each tensor-parallel rank routing its own tokens, or cut like an MLP.
-    axes |= {"expert": "ep", "expert_tokens": "tp"} if batch.spread_experts else {"expert_ffn": "tp"}
+    # Experts are either spread over ranks, each tensor-parallel rank routing its own tokens, or cut like an MLP. Those
+    # that are spread may be cut as well: the ranks that share an expert then work on the tokens of all of them.
+    spread: dict[str, str | tuple[str, ...]] = {"expert": "ep", "expert_tokens": "tp/etp", "expert_ffn": "etp"}
+    axes |= spread if batch.spread_experts else {"expert_ffn": "tp"}
     mixed = job.precision != "fp32"
     sharded = batch.data_parallel * batch.context_parallel
     states = {

@@ -57,6 +57,7 @@ class Layout(Spec):
     pipeline_parallel: Positive = 1
     context_parallel: Positive = 1
     expert_parallel: Positive = 1
+    expert_tensor_parallel: Positive = 1
     virtual_stages: Positive = 1
     schedule: str = "1f1b"
     micro_batch: Positive = 1
@@ -75,6 +76,7 @@ class Layout(Spec):
         for name, value in (
             ("cp", self.context_parallel),
             ("ep", self.expert_parallel),
+            ("etp", self.expert_tensor_parallel),
             ("vpp", self.virtual_stages),
         ):
             if value > 1:

@@ -121,7 +121,7 @@ def price_pass(items: Sequence[Operator | Collective], model: CostModel) -> tupl
     A pass takes as long as its device works, or as its host needs to start its kernels.
     """
     computed = model.sequence([item for item in items if not isinstance(item, Collective)])
-    tensor = exchange = NOTHING
+    tensor = exchange = routed = NOTHING
     for item in items:
         if not isinstance(item, Collective):
             continue
@@ -131,8 +131,13 @@ def price_pass(items: Sequence[Operator | Collective], model: CostModel) -> tupl
             cost = Cost(np.maximum(0.0, cost.seconds - cover.seconds), cost.demands, cost.source)
         if item.name.startswith("tp-"):
             tensor = tensor + cost.times(model.exposed_tensor())
+        elif item.name.startswith("ep-"):
+            routed = routed + cost
         else:
             exchange = exchange + cost
+    # What other work hides of the exchanges of routed tokens takes as long as that work at most.
+    hidden = np.minimum(routed.seconds * (1.0 - model.exposed_exchange()), computed.seconds)
+    exchange = exchange + Cost(routed.seconds - hidden, routed.demands, routed.source)
     busy = computed + tensor + exchange
     host_s = model.host_s(items)
     return Cost(model.with_host(busy.seconds, host_s), busy.demands, busy.source), tensor, exchange

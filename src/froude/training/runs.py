@@ -6,6 +6,7 @@ Settings that a row leaves blank come from ``source_defaults.toml`` and are list
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ COLUMNS = (
     "n_experts", "topk", "expert_ffn", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "ep", "sp",
     "micro_batch", "global_batch_seqs", "zero_stage", "recompute", "attention", "fused_norm",
 )  # fmt: skip
+
+
+RELEASE = re.compile(r"\b(\d\d\.\d\d(?:\.\d\d)?)(?: NeMo Container| changes|\))")
+"""Of the software, where a row names it."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
     use = cells.get("use", "yes")
     if use != "yes":
         raise Unusable(str(use))
-    row = _Row(cells, _defaults_of(str(cells["source"])))
+    row = _Row(cells, _defaults_of(cells))
     label = str(row.need("precision", "precision"))
     precision = _tables()["precision"].get(label)
     if precision is None:
@@ -137,8 +142,31 @@ def _tables() -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath("source_defaults.toml").read_text("utf-8"))
 
 
-def _defaults_of(source: str) -> dict[str, Any]:
-    return next(entry for entry in _tables()["source"] if source.startswith(entry["prefix"]))
+def _defaults_of(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """What is assumed of a row's source, refined by the recipes that the row falls under, later ones over earlier."""
+    source = str(cells["source"])
+    defaults = dict(next(entry for entry in _tables()["source"] if source.startswith(entry["prefix"])))
+    mechanisms = dict(defaults.get("mechanisms", {}))
+    for recipe in _tables()["recipe"]:
+        if source.startswith(recipe["source"]) and _falls_under(recipe, cells):
+            mechanisms |= recipe.get("mechanisms", {})
+            defaults |= recipe.get("settings", {})
+    return {**defaults, "mechanisms": mechanisms}
+
+
+def _falls_under(recipe: Mapping[str, Any], cells: Mapping[str, Any]) -> bool:
+    """Whether a row is of the models, devices, precisions and releases of a recipe, and says what it asks for."""
+    notes = str(cells.get("notes") or "")
+    release = RELEASE.search(f"{cells.get('where') or ''} {notes}")
+    since = release[1] if release else ""
+    precision = _tables()["precision"].get(str(cells.get("precision")))
+    return (
+        any(str(cells.get("model")).startswith(model) for model in recipe.get("models", [""]))
+        and cells.get("device") in recipe.get("devices", [cells.get("device")])
+        and precision in recipe.get("precisions", [precision])
+        and (since >= recipe.get("since", "") and (since < recipe["until"] if "until" in recipe else True))
+        and recipe.get("says", "") in notes
+    )
 
 
 def _architecture(row: _Row) -> Architecture:
@@ -264,6 +292,7 @@ def _layout(row: _Row, cluster: Cluster) -> tuple[Layout, int]:
             "pipeline_parallel": pipeline,
             "context_parallel": context,
             "expert_parallel": int(row.cells.get("ep") or 1),
+            "expert_tensor_parallel": tensor if row.defaults.get("experts_cut") and row.cells.get("ep") else 1,
             "virtual_stages": virtual,
             "schedule": "interleaved-1f1b" if virtual > 1 else "1f1b",
             "micro_batch": int(micro_batch),

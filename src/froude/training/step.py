@@ -112,7 +112,9 @@ class Scenario:
         return None
 
     def _objection_to_experts(self, layout: Layout) -> str | None:
-        experts, ways = self.architecture.experts, layout.expert_parallel
+        experts, ways, cut = self.architecture.experts, layout.expert_parallel, layout.expert_tensor_parallel
+        if layout.tensor_parallel % cut:
+            return f"expert_tensor_parallel {cut} does not divide tensor_parallel {layout.tensor_parallel}"
         if ways == 1:
             return None
         if experts is None:
@@ -120,8 +122,9 @@ class Scenario:
         if experts.count % ways:
             return f"expert_parallel {ways} does not divide the {experts.count} experts"
         ranks = layout.devices // layout.pipeline_parallel
-        if ranks % ways:
-            return f"expert_parallel {ways} does not divide the {ranks} ranks of a pipeline stage"
+        if ranks % (ways * cut):
+            name = "expert_parallel" if cut == 1 else "expert_parallel x expert_tensor_parallel"
+            return f"{name} {ways * cut} does not divide the {ranks} ranks of a pipeline stage"
         return None
 
 

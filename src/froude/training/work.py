@@ -19,6 +19,7 @@ from froude.models.parts import INSIDE, between, linear
 from froude.models.transformer import embedding_operators, head_operators, layer_operators
 from froude.timing.cost import Collective
 from froude.timing.stack import Stack
+from froude.training.experts import exchange, routed_operators
 from froude.training.ledger_tensors import head_held, layer_held, weight_gradient_bytes
 from froude.training.placement import LayoutBatch, Placement
 from froude.training.plan import PRODUCT_DTYPES, Job
@@ -203,6 +204,8 @@ def _layer(
         for op in layer_operators(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype, dense=dense)
     ]
     routed = arch.experts is not None and not dense
+    if routed and arch.experts is not None:
+        operators = routed_operators(operators, arch.experts, batch, stack)
     out = next(i for i, op in enumerate(operators) if op.name == "attention-out") + 1
     opening, closing = _region_collectives(arch, job, batch, placement)
     attention_opening = opening
@@ -217,7 +220,7 @@ def _layer(
     # Two regions, attention and MLP, each between its opening and its closing collective. Routed tokens travel to
     # their experts and back instead.
     attention: Work = (*attention_opening, *operators[:out], *ring, *closing)
-    there, back = _exchange(arch, job, batch, placement) if routed else (opening, closing)
+    there, back = _exchange(arch, job, batch, placement, stack) if routed else (opening, closing)
     forward: Work = (*attention, *there, *operators[out:], *back)
     last: Work = (*there, *back) if routed else region
     regions_backward: Work = (*attention_region, *ring_backward, *last)
@@ -230,7 +233,7 @@ def _layer(
     held = layer_held(arch, job, batch, ways, stack, dense=dense)
     expert_parameters: Array = 0.0
     if routed and arch.experts is not None:
-        pieces = placement.mesh["ep"] if batch.spread_experts else placement.mesh["tp"]
+        pieces = placement.mesh["ep"] * placement.mesh["etp"] if batch.spread_experts else placement.mesh["tp"]
         expert_parameters = arch.experts.count * arch.expert_parameters / pieces
     whole = arch.dense_layer_parameters if dense else arch.layer_parameters
     everywhere = whole - (arch.experts.count * arch.expert_parameters if routed and arch.experts else 0)
@@ -271,14 +274,13 @@ def _further_token(arch: Architecture, job: Job, batch: LayoutBatch, placement: 
     )
 
 
-def _exchange(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> tuple[Work, Work]:
+def _exchange(
+    arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack
+) -> tuple[Work, Work]:
     """Routed tokens to their experts and back; experts cut by tensor parallelism see the tokens of all its ranks."""
     assert arch.experts is not None
-    routed = stream_bytes(arch, job, batch) * arch.experts.top_k
     if batch.spread_experts:
-        size = routed / batch.tensor_parallel
-        there = Collective(kind="all-to-all", bytes=size, group=placement.experts(), name="ep-dispatch")
-        return (there,), (replace(there, name="ep-combine"),)
+        return exchange(stream_bytes(arch, job, batch), arch.experts, batch, placement, stack)
     return _region_collectives(arch, job, batch, placement)
 
 

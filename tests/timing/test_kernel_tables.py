@@ -1,76 +1,77 @@
-"""The form of matrix products against kernels measured on real devices (the optional extra ``kernels``)."""
+"""Kernels measured on real devices (the optional extra ``kernels``), and the reader of their tables."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
-from froude.machines.cluster import parse_cluster
-from froude.models.operator import Attention, Matmul
-from froude.timing.constants import default_constants
-from froude.timing.roofline import Roofline
-from froude.timing.stack import find_stack
-
-tables = pytest.importorskip("aiconfigurator_core", reason="needs the extra `kernels`")
+from froude.cli import app
+from froude.core.errors import FroudeError
+from froude.timing.kernel_check import burst, check_kernels, left_out
+from froude.timing.kernel_tables import KINDS, measured, tables_folder
 
 
-def measured_products(system: str) -> pl.DataFrame:
-    root = Path(tables.__file__).parent / "systems" / "data" / system / "gemm"
-    frames = [
-        pl.read_parquet(file).filter(pl.col("gemm_dtype") == "bfloat16").select("framework", "m", "n", "k", "latency")
-        for file in sorted(root.glob("*/*/*.parquet"))
-    ]
-    engines = pl.concat(frames).group_by("framework", "m", "n", "k").agg(pl.col("latency").min())
-    return engines.group_by("m", "n", "k").agg(pl.col("latency").median()).filter(pl.col("latency") > 0.05)
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """Two engines' products of a device, in the form of aiconfigurator-core's tables."""
+    shapes = [(2**i, 8192, 8192) for i in range(4, 15)]
+    for engine, slower in (("SGLang", 1.0), ("VLLM", 1.2)):
+        folder = tmp_path / "h100_sxm" / "gemm" / engine.lower() / "1.0"
+        folder.mkdir(parents=True)
+        rows = [
+            {"framework": engine, "gemm_dtype": dtype, "m": m, "n": n, "k": k, "latency": slower * (1.1 + m / 1024)}
+            for m, n, k in shapes
+            for dtype in ("bfloat16", "fp8")
+        ]
+        pl.DataFrame(rows).write_parquet(folder / "gemm_perf.parquet")
+    return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("system", "device"),
-    [("a100_sxm", "a100-sxm-80gb"), ("h100_sxm", "h100-sxm"), ("h200_sxm", "h200-sxm"), ("b200_sxm", "b200-sxm")],
-)
-def test_products_over_50_microseconds(system: str, device: str) -> None:
-    table = measured_products(system)
-    clocks = {name: 1.0 for name in default_constants().table if name.startswith("clock.")}
-    burst = default_constants().but(clocks, "isolated kernels")
-    m, k, n = (table[c].to_numpy().astype(float) for c in "mkn")
-    model = Roofline(parse_cluster(f"{device}:1"), constants=burst)
-    error = np.abs(model.operator(Matmul(name="x", m=m, k=k, n=n)).seconds / (table["latency"].to_numpy() * 1e-3) - 1)
-    print(f"{device}: {len(error)} shapes, median {np.median(error):.1%}, p90 {np.quantile(error, 0.9):.1%}")
-    assert np.median(error) < 0.07
-    assert np.quantile(error, 0.9) < 0.18
+def test_tables_are_read_by_kind(tables: Path) -> None:
+    wide, narrow = (next(kind for kind in KINDS if kind.name == f"products, {bits} bits") for bits in (16, 8))
+    columns, seconds = measured(tables, "h100_sxm", wide)
+    assert sorted(columns) == ["k", "m", "n"]
+    assert seconds[0] == pytest.approx(1.1 * (1.1 + 16 / 1024) * 1e-3)  # the median of the two engines, in seconds
+    _, best = measured(tables, "h100_sxm", narrow)
+    assert best == pytest.approx(seconds / 1.1)  # in 8 bits the better engine counts
+    assert measured(tables, "a100_sxm", wide)[1].size == 0
 
 
-@pytest.mark.parametrize(
-    ("system", "device", "kernel"),
-    [
-        ("a100_sxm", "a100-sxm-80gb", "flash-2"),
-        ("h100_sxm", "h100-sxm", "flash-3"),
-        ("h200_sxm", "h200-sxm", "flash-3"),
-        ("b200_sxm", "b200-sxm", "flash-3"),
-    ],
-)
-def test_causal_attention_of_training_lengths(system: str, device: str, kernel: str) -> None:
-    root = Path(tables.__file__).parent / "systems" / "data" / system / "attention" / "sglang"
-    table = pl.concat(
-        pl.read_parquet(file).filter(
-            (pl.col("attn_dtype") == "bfloat16") & (pl.col("kv_cache_dtype") == "bfloat16") & (pl.col("step") == 0)
-        )
-        for file in sorted(root.glob("*/context_attention_perf.parquet"))
-    ).filter((pl.col("latency") > 0.05) & (pl.col("head_dim") == 128) & (pl.col("isl") >= 2048))
-    batch, queries, heads, kv_heads = (
-        table[c].to_numpy().astype(float) for c in ("batch_size", "isl", "num_heads", "num_key_value_heads")
-    )
-    clocks = {name: 1.0 for name in default_constants().table if name.startswith("clock.")}
-    model = Roofline(
-        parse_cluster(f"{device}:1"),
-        find_stack("megatron").but(attention=kernel),
-        default_constants().but(clocks, "isolated kernels"),
-    )
-    kv_heads = np.where(kv_heads > 0, kv_heads, heads)
-    op = Attention.causal(batch=batch, queries=queries, heads=heads, kv_heads=kv_heads, head_dim=128.0)
-    error = np.abs(model.operator(op).seconds / (table["latency"].to_numpy() * 1e-3) - 1)
-    print(f"{device}, {kernel}: {len(error)} shapes, median {np.median(error):.1%}, p90 {np.quantile(error, 0.9):.1%}")
-    assert np.median(error) < 0.1
+def test_a_check_looks_only_at_shapes_left_out(tables: Path) -> None:
+    found = {e.kind: e for e in check_kernels(tables).errors}
+    columns, seconds = measured(tables, "h100_sxm", KINDS[0])
+    held = left_out(columns)
+    assert 0 < held.sum() < len(held)
+    some = {name: values[held] for name, values in columns.items()}
+    error = np.abs(KINDS[0].price(some, burst("h100-sxm")) / seconds[held] - 1.0)
+    assert found[KINDS[0].name].n == held.sum()
+    assert found[KINDS[0].name].median == pytest.approx(float(np.median(error)))
+
+
+def test_the_command_prints_every_device_and_kind(tables: Path) -> None:
+    result = CliRunner().invoke(app, ["check", "kernels", str(tables), "--json"])
+    assert result.exit_code == 0
+    rows = json.loads(result.output)["kernels"]
+    assert {(row["device"], row["kind"]) for row in rows} == {
+        ("h100-sxm", "products, 16 bits"),
+        ("h100-sxm", "products, 8 bits"),
+    }
+
+
+def test_folders_without_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FroudeError, match="holds no tables"):
+        tables_folder(tmp_path)
+
+
+def test_kernels_that_were_measured() -> None:
+    pytest.importorskip("aiconfigurator_core", reason="needs the extra `kernels`")
+    found = {(e.device, e.kind): e for e in check_kernels().errors}
+    for device in ("a100-sxm-80gb", "h100-sxm", "h200-sxm", "b200-sxm"):
+        products, attention = found[device, "products, 16 bits"], found[device, "attention, prefill"]
+        assert products.median < 0.06 and products.p90 < 0.17
+        assert attention.median < 0.07 and attention.p90 < 0.22

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from froude.machines.cluster import Cluster, parse_cluster
 from froude.models.operator import Attention, Elementwise, Gather, Matmul, Operator
+from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, Group
 from froude.timing.roofline import Roofline, smooth_max
 from froude.timing.stack import find_stack, stack_names
@@ -182,3 +185,40 @@ def test_measured_machine_overrides_the_catalogue() -> None:
 def test_smooth_max_is_never_below_either(a: float, b: float, p: float) -> None:
     assert max(a, b) <= smooth_max(a, b, p) * (1 + 1e-12)
     assert smooth_max(a, b, p) <= (a + b) * (1 + 1e-12)
+
+
+def causal(**changes: float) -> Attention:
+    shape = {"batch": 4.0, "queries": 4096.0, "heads": 16.0, "kv_heads": 16.0, "head_dim": 128.0} | changes
+    return Attention.causal(**shape)
+
+
+def on_a100(op: Attention, **mechanisms: str) -> float:
+    stack = find_stack("megatron").but(attention="flash-2", **mechanisms)
+    return float(Roofline(parse_cluster("a100-sxm-80gb:8"), stack).operator(op).seconds)
+
+
+def test_few_blocks_of_queries_leave_multiprocessors_idle() -> None:
+    # Five heads of 2048 queries are 80 blocks of 128 on 108 multiprocessors: none ends before the longest.
+    few, more = causal(batch=1, queries=2048, heads=5, kv_heads=5), causal(batch=4, queries=2048, heads=5, kv_heads=5)
+    assert on_a100(more) < 2.4 * on_a100(few)
+    many = causal(batch=64, queries=2048, heads=5, kv_heads=5)
+    assert on_a100(many) == pytest.approx(64 / 4 * on_a100(more), rel=0.45)
+    assert on_a100(many) > 10 * on_a100(more)
+
+
+def test_attention_of_long_sequences_reaches_its_rate() -> None:
+    op = causal(queries=16384)
+    # 208 TFLOP/s at burst clocks for long sequences on A100 (aiconfigurator-core 0.12.0)
+    assert float(op.flops) / on_a100(op) / 208e12 == pytest.approx(default_constants()["clock.ampere"], rel=0.05)
+
+
+def test_narrow_heads_are_slower_and_padding_counts() -> None:
+    speed = {d: float(causal(head_dim=d).flops) / on_a100(causal(head_dim=d)) for d in (64.0, 80.0, 128.0)}
+    assert speed[64.0] < speed[128.0]
+    assert speed[80.0] < 0.75 * speed[128.0]
+
+
+def test_ragged_batches_need_no_sequences() -> None:
+    op = causal(batch=64)
+    ragged = replace(op, sequences=None)
+    assert on_a100(ragged) == pytest.approx(on_a100(op), rel=0.1)

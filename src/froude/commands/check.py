@@ -135,6 +135,27 @@ def check_twin(
     emit(result.json(), as_json=as_json, show=lambda: print_twin(result), warnings=result.warnings)
 
 
+@group.command("kernels")
+def _kernels(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Folder of the tables; by default those of the extra `kernels`."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Kernels and collectives against tables measured on real devices, on shapes left out of every fit."""
+    from froude.reports.checks import show_kernels
+    from froude.timing.kernel_check import check_kernels
+
+    result = check_kernels(folder)
+    emit(
+        result.json(),
+        as_json=as_json,
+        show=lambda: show_kernels(result),
+        assumptions=["isolated kernels: burst clocks"],
+    )
+
+
 _COMPLETED = "settings a row leaves blank are completed from training/source_defaults.toml"
 
 

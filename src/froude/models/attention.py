@@ -40,11 +40,11 @@ def layer_context(arch: Architecture, queries: Array, prefix: Array = 0) -> Arra
 
 
 def attention_operators(
-    arch: Architecture, *, tokens: Array, pairs: Array, context: Array, dtype: str
+    arch: Architecture, *, tokens: Array, pairs: Array, context: Array, dtype: str, sequences: Array | None = None
 ) -> list[Operator]:
     """From the normed input to the output projection."""
     if arch.latent is not None:
-        return _latent(arch, arch.latent, tokens, pairs, context, dtype)
+        return _latent(arch, arch.latent, tokens, pairs, context, dtype, sequences)
     h, q, kv = arch.hidden, arch.query_width, arch.kv_width
     operators: list[Operator] = [linear("qkv", tokens, h, q + 2 * kv, {"m": INSIDE, "n": "heads"}, dtype)]
     if arch.qk_norm:
@@ -60,13 +60,20 @@ def attention_operators(
         heads=arch.heads,
         kv_heads=arch.kv_heads,
         head_dim=arch.head_dim,
+        sequences=sequences,
         axes={"tokens": INSIDE, "pairs": INSIDE, "heads": "heads", "kv_heads": "kv_heads"},
     )
     return [*operators, core, linear("attention-out", tokens, q, h, {"m": INSIDE, "k": "heads"}, dtype)]
 
 
 def _latent(
-    arch: Architecture, latent: Latent, tokens: Array, pairs: Array, context: Array, dtype: str
+    arch: Architecture,
+    latent: Latent,
+    tokens: Array,
+    pairs: Array,
+    context: Array,
+    dtype: str,
+    sequences: Array | None,
 ) -> list[Operator]:
     """Multi-head latent attention. Down-projections and latents are whole in width on every tensor-parallel rank.
 
@@ -97,6 +104,7 @@ def _latent(
             head_dim=np.where(absorbed, shared_width, own_width),
             cached=latent.cached,
             absorbed=absorbed,
+            sequences=sequences,
             axes={"tokens": INSIDE, "pairs": INSIDE, "heads": "heads", "kv_heads": "heads"},
         ),
         linear("attention-out", tokens, arch.value_width, h, {"m": INSIDE, "k": "heads"}, dtype),

@@ -195,6 +195,7 @@ class Attention(Operator):
         context: key/value tokens read in all.
         heads, kv_heads, head_dim: on this rank.
         passes: 1 forward; the backward pass recomputes scores and makes five products where forward makes two: 2.5.
+        sequences: equal sequences there are; None for a ragged batch, whose sequences are not known one by one.
     """
 
     tokens: Array
@@ -204,6 +205,7 @@ class Attention(Operator):
     kv_heads: Array
     head_dim: Array
     passes: float = 1.0
+    sequences: Array | None = None
 
     @classmethod
     def causal(
@@ -231,6 +233,7 @@ class Attention(Operator):
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
+            sequences=batch,
         )
 
     @property

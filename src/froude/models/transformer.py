@@ -73,6 +73,7 @@ def layer_operators(
         context=batch * layer_context(arch, queries, prefix),
         dtype=dtype,
         dense=dense,
+        sequences=batch,
     )
 
 
@@ -84,6 +85,7 @@ def ragged_layer_operators(
     context: Array,
     dtype: str = "bf16",
     dense: bool = False,
+    sequences: Array | None = None,
 ) -> list[Operator]:
     """The forward pass of one decoder layer from totals over a ragged batch.
 
@@ -94,11 +96,12 @@ def ragged_layer_operators(
         context: key/value tokens read (`layer_context`, summed over sequences).
         dtype: of weights and activations.
         dense: one of the leading dense layers of a mixture-of-experts model.
+        sequences: how many there are, where they are equal.
     """
     h = arch.hidden
     operators: list[Operator] = [
         between("input-norm", tokens, h, dtype, flops=4),
-        *attention_operators(arch, tokens=tokens, pairs=pairs, context=context, dtype=dtype),
+        *attention_operators(arch, tokens=tokens, pairs=pairs, context=context, dtype=dtype, sequences=sequences),
         between("attention-residual", tokens, h, dtype, reads=2),
         between("mlp-norm", tokens, h, dtype, flops=4),
     ]

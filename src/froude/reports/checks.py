@@ -6,7 +6,9 @@ import math
 from collections import Counter
 
 from froude.core.measurements import Skipped
-from froude.reports.tables import console, percent, print_table
+from froude.reports.tables import console, percent, print_table, seconds
+from froude.timing.kernel_check import SHORTEST_S, KernelCheck
+from froude.timing.kernel_tables import KINDS
 from froude.training.choice import MIN_LAYOUTS, choice_alike
 from froude.training.measured import OutOfMemoryCheck
 from froude.training.scores import MIN_ROWS, Check, Scores
@@ -34,6 +36,16 @@ def show_check(title: str, check: Check) -> None:
         f"{completed.n} were completed from source_defaults.toml: {_signed(completed.median_ape)}"
     )
     _show_skipped(check.rows, check.skipped)
+
+
+def show_kernels(check: KernelCheck) -> None:
+    """Errors by device and kind of kernel."""
+    rows = [
+        [e.kind, e.device, str(e.n), percent(e.median), percent(e.p90), _signed(e.bias, plus=True)]
+        for e in sorted(check.errors, key=lambda e: [kind.name for kind in KINDS].index(e.kind))
+    ]
+    title = f"Kernels of {seconds(SHORTEST_S)} and more, shapes left out of every fit"
+    print_table(title, ["kernel", "device", "shapes", "median error", "90th percentile", "bias"], rows, left=2)
 
 
 def _show_choices(check: Check) -> None:

@@ -63,13 +63,20 @@ class Constants:
 
     def of_generation(self, name: str, device: str) -> float:
         """A number that depends on the instruction generation of a device; ``name.other`` where none is stated."""
-        own = f"{name}.{self.generation(device)}"
-        return self[own if own in self.table else f"{name}.other"]
+        return self[self._of_generation(name, device)]
+
+    def structured_of_generation(self, name: str, device: str) -> Any:
+        """Likewise, of a constant that is a list or a mapping."""
+        return self.structured(self._of_generation(name, device))
 
     def but(self, values: Mapping[str, float], source: str) -> Constants:
         """The same constants with some replaced, as a calibration does."""
         changed = {name: replace(self._entry(name), value=v, source=source) for name, v in values.items()}
         return replace(self, table={**self.table, **changed})
+
+    def _of_generation(self, name: str, device: str) -> str:
+        own = f"{name}.{self.generation(device)}"
+        return own if own in self.table else f"{name}.other"
 
     def _entry(self, name: str) -> Constant:
         if name not in self.table:

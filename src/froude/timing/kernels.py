@@ -199,22 +199,53 @@ def _attention(op: Attention, rates: Rates) -> Work:
     kernel, constants = rates.stack.attention, rates.constants
     backward = op.passes > 1.0
     kernels = constants.structured("attention.kernels")[kernel] * (2.0 if backward else 1.0)
-    rate = rates.flops(op.dtype)
+    rate: Array = rates.flops(op.dtype)
     if kernel in ("unfused", "fused-softmax"):
         return _unfused_attention(op, rates, kernels)
     traffic = (op.bytes_read + op.bytes_written) / rates.bandwidth
     if rates.own_machine:
         return Work(op.flops / rate, traffic, kernels)
-    multiple = constants["attention.head_multiple"]
-    padding: Array = np.ceil(np.divide(op.head_dim, multiple)) * multiple / op.head_dim
-    if isinstance(op, LatentAttention):  # its kernels are made for its two widths
-        padding = 1.0
-    keys = 2.0 * np.divide(op.pairs, op.tokens)  # a causal query sees half of its sequence
-    ramp = 1.0 + constants.of_generation("attention.ramp_keys", rates.device.name) / np.maximum(keys, 1.0)
-    fraction = flash_fraction(rates)
+    rate = rate * flash_fraction(rates)
+    if not isinstance(op, LatentAttention):  # its kernels are made for its two widths
+        rate = rate * _head_speed(op.head_dim, rates)
     if backward:
-        fraction *= constants["attention.backward_speed"]
-    return Work(op.flops * padding * ramp / (fraction * rate), traffic, kernels)
+        rate = rate * constants["attention.backward_speed"]
+    if op.sequences is None:
+        keys = 2.0 * np.divide(op.pairs, op.tokens)  # a causal query sees half of its sequence
+        ramp = 1.0 + constants.of_generation("attention.ramp_keys", rates.device.name) / np.maximum(keys, 1.0)
+        return Work(op.flops * ramp / rate, traffic, kernels)
+    return Work(op.flops * _block_overhead(op, op.sequences, rates) / rate, traffic, kernels)
+
+
+def _block_overhead(op: Attention, sequences: Array, rates: Rates) -> Array:
+    """What blocks of queries cost beyond their pairs: whole tiles, starting each, and too few blocks for the device.
+
+    A block is one tile of a head's queries; heads that share their keys fill a tile together where queries are few. The
+    multiprocessors take blocks one after the other; dealt longest first they end together, else some end a block late.
+    """
+    constants, device = rates.constants, rates.device
+    tile, start = constants["attention.tile_rows"], constants.of_generation("attention.start_keys", device.name)
+    queries, keys = np.divide(op.tokens, sequences), np.divide(op.context, sequences)
+    shared = np.where(queries < tile, np.divide(op.heads, op.kv_heads), 1.0)
+    shared = np.where(constants.of_generation("attention.packed_heads", device.name) > 0, shared, 1.0)
+    blocks = sequences * op.heads / shared * np.ceil(queries * shared / tile)
+    each = blocks / device.multiprocessors
+    mean = np.divide(op.pairs, op.tokens) + np.minimum(tile, keys) / 2.0 + start  # the diagonal's tiles are whole
+    longest = np.maximum(keys, tile) + start
+    late = constants.of_generation("attention.late_blocks", device.name) * (1.0 - 1.0 / np.maximum(each, 1.0))
+    rounds = np.maximum(each * mean + late * longest, longest)
+    overhead: Array = rounds * tile * device.multiprocessors / (op.pairs * op.heads)
+    return overhead
+
+
+def _head_speed(head_dim: Array, rates: Rates) -> Array:
+    """Speed at a head size, relative to 128: narrow heads make more scores, and softmax is per score."""
+    table = rates.constants.structured_of_generation("attention.head_speed", rates.device.name)
+    sizes = sorted(table, key=float)
+    speed = np.interp(np.log2(head_dim), np.log2([float(size) for size in sizes]), [table[size] for size in sizes])
+    multiple = rates.constants["attention.head_multiple"]
+    padded: Array = speed * head_dim / (np.ceil(np.divide(head_dim, multiple)) * multiple)
+    return padded
 
 
 def flash_fraction(rates: Rates) -> float:

@@ -1,0 +1,232 @@
+"""Tables of kernels measured on real devices, as operators and collectives that the timing room prices.
+
+The tables are those of ``aiconfigurator-core`` (NVIDIA, Apache-2.0; the extra ``kernels``): latencies in milliseconds
+by device, engine and shape. Its end-to-end samples are not read. An engine's best kernel counts for a shape; whether
+the median over engines, the best of them or one of them is followed stands with each kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from froude.core.arrays import Floats
+from froude.core.errors import FroudeError
+from froude.machines.cluster import Cluster, Group
+from froude.models.operator import Attention, Elementwise, GroupedMatmul, LatentAttention, Matmul, Operator
+from froude.timing.cost import Collective
+from froude.timing.roofline import Roofline
+
+DEVICES = {
+    "a100_sxm": "a100-sxm-80gb",
+    "h100_sxm": "h100-sxm",
+    "h200_sxm": "h200-sxm",
+    "b200_sxm": "b200-sxm",
+}
+"""Folder of the tables -> device."""
+
+Columns = dict[str, Any]
+Price = Callable[[Columns, Roofline], Floats]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of kernel.
+
+    Attributes:
+        name: what is measured.
+        files: where it is, below a device's folder.
+        shape: columns that tell two measurements apart.
+        only: what other columns must hold.
+        price: seconds of shapes under a cost model.
+        engine: whose kernels are followed: "median" or "best" of all, or the name of one.
+    """
+
+    name: str
+    files: str
+    shape: tuple[str, ...]
+    only: tuple[tuple[str, tuple[object, ...]], ...]
+    price: Price
+    engine: str = "median"
+
+
+def tables_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the tables: as given, or that of the installed extra.
+
+    Raises:
+        FroudeError: when there is none.
+    """
+    if folder is not None:
+        given = Path(folder)
+        for place in (given, given / "systems" / "data", given / "aiconfigurator_core" / "systems" / "data"):
+            if any((place / name).is_dir() for name in DEVICES):
+                return place
+        raise FroudeError(f"{folder}: holds no tables of kernels (folders such as h100_sxm/gemm)")
+    found = find_spec("aiconfigurator_core")
+    if found is None or found.origin is None:
+        raise FroudeError("tables of kernels: the extra is not installed; pip install 'froude[kernels]'")
+    return Path(found.origin).parent / "systems" / "data"
+
+
+def measured(folder: Path, system: str, kind: Kind) -> tuple[Columns, Floats]:
+    """Shapes of a kind as columns, and their seconds; empty where the device has none."""
+    import polars as pl
+
+    frames = []
+    for file in sorted((folder / system).glob(kind.files)):
+        table = pl.read_parquet(file)
+        if "num_key_value_heads" in table.columns:  # 0 stands for as many as there are heads
+            own = pl.col("num_key_value_heads")
+            table = table.with_columns(pl.when(own > 0).then(own).otherwise(pl.col("num_heads")).alias("kv_heads"))
+        for column, allowed in kind.only:
+            if column in table.columns:
+                table = table.filter(pl.col(column).is_null() | pl.col(column).is_in(list(allowed)))
+        if "framework" not in table.columns:
+            table = table.with_columns(pl.lit("").alias("framework"))
+        frames.append(table.select("framework", *kind.shape, "latency"))
+    if not frames:
+        return {}, np.empty(0)
+    table = pl.concat(frames, how="vertical_relaxed")
+    if kind.engine not in ("median", "best"):
+        table = table.filter(pl.col("framework") == kind.engine)
+    engines = table.group_by("framework", *kind.shape).agg(pl.col("latency").min())
+    over = pl.col("latency").min() if kind.engine == "best" else pl.col("latency").median()
+    shapes = engines.group_by(*kind.shape).agg(over).sort(*kind.shape)
+    columns = {name: shapes[name].to_numpy() for name in kind.shape}
+    return columns, shapes["latency"].to_numpy() * 1e-3
+
+
+def _numbers(columns: Columns, names: Sequence[str]) -> list[Floats]:
+    return [np.asarray(columns[name], dtype=float) for name in names]
+
+
+def _seconds(model: Roofline, *work: Operator | Collective) -> Floats:
+    return np.asarray(model.sequence(work).seconds, dtype=float)
+
+
+def _product(dtype: str) -> Price:
+    def price(columns: Columns, model: Roofline) -> Floats:
+        m, k, n = _numbers(columns, "mkn")
+        return _seconds(model, Matmul(name="product", dtype=dtype, m=m, k=k, n=n))
+
+    return price
+
+
+def _prefill(columns: Columns, model: Roofline) -> Floats:
+    """Attention, writing keys and values to the cache, and the engine's own launches."""
+    names = ("batch_size", "isl", "num_heads", "kv_heads", "head_dim")
+    batch, queries, heads, kv_heads, head_dim = _numbers(columns, names)
+    attention = Attention.causal(batch=batch, queries=queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    cache = Elementwise(name="cache", rows=batch * queries, width=2.0 * kv_heads * head_dim, fusable=False)
+    start_s = model.constants.of_generation("attention.engine_start_s", model.cluster.device.name)
+    return _seconds(model, attention, cache) + start_s
+
+
+def _decode(columns: Columns, model: Roofline) -> Floats:
+    """One query each over a cache; its length is that before the new token (``step``)."""
+    batch, step, heads, kv_heads, head_dim = _numbers(
+        columns, ("batch_size", "step", "num_heads", "kv_heads", "head_dim")
+    )
+    op = Attention.causal(batch=batch, queries=1.0, prefix=step, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    return _one_query(op, model)
+
+
+def _one_query(op: Attention, model: Roofline) -> Floats:
+    device, constants = model.cluster.device, model.constants
+    reached = device.memory_bandwidth * constants.of_generation("decode.attention_efficiency", device.name)
+    start_s = constants.of_generation("decode.attention_start_s", device.name)
+    return np.asarray(start_s + (op.bytes_read + op.bytes_written) / reached, dtype=float)
+
+
+MLA = {"own": 192.0, "value": 128.0, "cached": 576.0, "rank": 512.0}
+"""Widths of DeepSeek-V2's latent attention (2405.04434): a head's key and value, the cache, and it without rotary."""
+
+
+def _latent(columns: Columns, *, absorbed: bool) -> LatentAttention:
+    batch, heads = _numbers(columns, ("batch_size", "num_heads"))
+    queries, prefix = (np.ones_like(batch), columns["step"]) if absorbed else (columns["isl"].astype(float), 0.0)
+    width = (MLA["cached"] + MLA["rank"]) / 2 if absorbed else (MLA["own"] + MLA["value"]) / 2
+    plain = Attention.causal(batch=batch, queries=queries, prefix=prefix, heads=heads, kv_heads=heads, head_dim=width)
+    return LatentAttention(
+        name="attention", tokens=plain.tokens, pairs=plain.pairs, context=plain.context, heads=heads, kv_heads=heads,
+        head_dim=width, sequences=batch, cached=MLA["cached"], absorbed=absorbed,
+    )  # fmt: skip
+
+
+def _latent_prefill(columns: Columns, model: Roofline) -> Floats:
+    start_s = model.constants.of_generation("attention.engine_start_s", model.cluster.device.name)
+    return _seconds(model, _latent(columns, absorbed=False)) + start_s
+
+
+def _latent_decode(columns: Columns, model: Roofline) -> Floats:
+    """Many heads share the latents, so that products count beside traffic."""
+    op = _latent(columns, absorbed=True)
+    products = op.flops / (model.rates.flops("bf16") * model.constants["gemm.sustained_of_peak"])
+    return np.asarray(np.maximum(_one_query(op, model), products), dtype=float)
+
+
+def _experts(columns: Columns, model: Roofline) -> Floats:
+    """Two grouped products and the gated activation between them; every rank sees all tokens and keeps its own."""
+    names = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+    tokens, hidden, inner, top_k, experts, tp, ep = _numbers(columns, names)
+
+    def grouped(name: str, k: Floats, n: Floats) -> GroupedMatmul:
+        return GroupedMatmul.routed(name=name, tokens=tokens / ep, experts=experts, top_k=top_k, hosts=ep, k=k, n=n)
+
+    up, down = grouped("up", hidden, 2.0 * inner / tp), grouped("down", inner / tp, hidden)
+    rows = tokens * top_k / ep
+    activation = Elementwise(name="activation", rows=rows, width=inner / tp, reads=2.0, fusable=False)
+    gathered = Elementwise(name="gathered", rows=rows, width=hidden, reads=2.0, writes=1.0, fusable=False)
+    seen = Elementwise(name="seen", rows=tokens, width=hidden, fusable=False)
+    return _seconds(model, seen, up, activation, down, gathered) + model.constants["decode.experts_start_s"]
+
+
+_COLLECTIVES = {"all_reduce": "all-reduce", "all_gather": "all-gather", "reduce_scatter": "reduce-scatter",
+                "alltoall": "all-to-all"}  # fmt: skip
+
+
+def _nccl(columns: Columns, model: Roofline) -> Floats:
+    elements, ranks = _numbers(columns, ("message_size", "num_gpus"))
+    size = 2.0 * elements
+    found = np.empty_like(size)
+    for theirs, ours in _COLLECTIVES.items():
+        here = columns["op_name"] == theirs
+        work = Collective(kind=ours, bytes=size[here], group=Group(ranks[here], 1.0), name=ours)  # type: ignore[arg-type]
+        found[here] = _seconds(model, work)
+    return found
+
+
+_ATTENTION = (("attn_dtype", ("bfloat16",)), ("kv_cache_dtype", ("bfloat16",)), ("window_size", (0,)))
+_LATENT = (("mla_dtype", ("bfloat16",)), ("kv_cache_dtype", ("bfloat16",)))
+_HEADS = ("num_heads", "kv_heads", "head_dim")
+
+KINDS = (
+    Kind("products, 16 bits", "gemm/*/*/gemm_perf.parquet", ("m", "k", "n"), (("gemm_dtype", ("bfloat16",)),),
+         _product("bf16")),
+    Kind("products, 8 bits", "gemm/*/*/gemm_perf.parquet", ("m", "k", "n"), (("gemm_dtype", ("fp8",)),),
+         _product("fp8"), engine="best"),
+    Kind("attention, prefill", "attention/*/*/context_attention_perf.parquet", ("batch_size", "isl", *_HEADS),
+         (*_ATTENTION, ("step", (0,)), ("head_dim", (64, 128, 256))), _prefill, engine="SGLang"),
+    Kind("attention, decoding", "attention/*/*/generation_attention_perf.parquet", ("batch_size", "step", *_HEADS),
+         _ATTENTION, _decode),
+    Kind("latent attention, prefill", "mla/*/*/context_mla_perf.parquet", ("batch_size", "isl", "num_heads"),
+         (*_LATENT, ("step", (0,))), _latent_prefill, engine="best"),
+    Kind("latent attention, decoding", "mla/*/*/generation_mla_perf.parquet", ("batch_size", "step", "num_heads"),
+         _LATENT, _latent_decode),
+    Kind("experts, 16 bits", "moe/*/*/moe_perf.parquet",
+         ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
+         (("moe_dtype", ("bfloat16",)), ("distribution", ("balanced",))), _experts, engine="best"),
+    Kind("NCCL in a node", "comm/nccl/*/nccl_perf.parquet", ("op_name", "num_gpus", "message_size"),
+         (("nccl_dtype", ("half",)),), _nccl),
+)  # fmt: skip
+
+
+def eight(device: str) -> Cluster:
+    """A node of a device."""
+    return Cluster.parse({"device": device, "count": 8})

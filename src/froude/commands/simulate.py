@@ -57,6 +57,7 @@ def serve(
     requests: Annotated[int | None, typer.Option(help="How many, from the start of the trace.")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and synthetic lengths.")] = 0,
     tp: Annotated[int | None, typer.Option(help="Devices that attend to a request together (1).")] = None,
+    pp: Annotated[int | None, typer.Option(help="Stages that the layers are spread over (1).")] = None,
     dp: Annotated[int | None, typer.Option(help="Such groups in one replica, which share its experts (1).")] = None,
     ep: Annotated[int | None, typer.Option(help="Devices of a replica over which experts are spread (1).")] = None,
     precision: Annotated[
@@ -66,6 +67,9 @@ def serve(
     replicas: Annotated[int | None, typer.Option(help="Replicas behind the router (1).")] = None,
     disaggregate: Annotated[str | None, typer.Option(help="PREFILL:DECODE replicas, such as 2:6.")] = None,
     autoscale: Annotated[str | None, typer.Option(help="kubernetes-hpa:min=1,max=8,start=120,target=16.")] = None,
+    speculative: Annotated[
+        str | None, typer.Option(help="A small model drafts: draft=llama-3.2-1b,k=4,acceptance=0.7.")
+    ] = None,
     migrate: Annotated[
         str | None, typer.Option(help="Requests move between replicas as they run: every=0.5,from=10,to=60.")
     ] = None,
@@ -102,7 +106,9 @@ def serve(
         "engine": engine,
         "scheduler": scheduler,
         "tensor_parallel": tp,
+        "pipeline_parallel": pp,
         "data_parallel": dp,
+        "speculative": speculative,
         "expert_parallel": ep,
         "precision": precision,
         "kv_dtype": kv_dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,8 +26,9 @@ from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool, size_pool
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
 from froude.serving.migration import LiveMigration
-from froude.serving.model_time import ModelIterationTime, check_parallel
+from froude.serving.model_time import ModelIterationTime, check_parallel, check_pipeline
 from froude.serving.outcome import Outcome, Swap, Worker
+from froude.serving.pipeline_time import PipelineIterationTime
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
 from froude.serving.precision import find_precision
 from froude.serving.router import ROUTERS, Router
@@ -34,6 +36,7 @@ from froude.serving.simulator import jump, jump_fleet, uncollected
 from froude.serving.stepping import step, step_fleet
 from froude.serving.technique import ServingContext, ServingTechnique
 from froude.serving.technique import techniques as TECHNIQUES
+from froude.serving.techniques.speculative import Speculative
 from froude.timing.roofline import Roofline
 from froude.workloads.readers import load_trace
 from froude.workloads.trace import Trace
@@ -47,6 +50,7 @@ class Deployment:
         arch, cluster, engine: what runs, where, under which mechanisms.
         tensor_parallel, data_parallel: devices that attend to a request together; groups of them in one replica.
         expert_parallel: devices of a replica over which its experts are spread.
+        pipeline_parallel: stages that its layers are spread over, each of ``tensor_parallel`` devices.
         replicas: how many replicas.
         scheduler, router: the policies.
         time: of one iteration of one replica.
@@ -75,6 +79,7 @@ class Deployment:
     swap: Swap | None = None
     migrate: str | None = None
     failures: str | None = None
+    pipeline_parallel: int = 1
 
     @property
     def worker(self) -> Worker:
@@ -84,7 +89,7 @@ class Deployment:
     @property
     def devices(self) -> int:
         """Devices in use."""
-        return self.tensor_parallel * self.data_parallel * self.replicas
+        return self.tensor_parallel * self.data_parallel * self.pipeline_parallel * self.replicas
 
 
 @dataclass(frozen=True)
@@ -242,6 +247,7 @@ def build_deployment(
     tensor_parallel: int = 1,
     data_parallel: int = 1,
     expert_parallel: int = 1,
+    pipeline_parallel: int = 1,
     precision: str | None = None,
     kv_dtype: str | None = None,
     replicas: int = 1,
@@ -255,6 +261,7 @@ def build_deployment(
     swap_space: float | None = None,
     migrate: str | None = None,
     failures: str | None = None,
+    speculative: str | None = None,
     techniques: Iterable[str | ServingTechnique] = (),
 ) -> Deployment:
     """A deployment from names.
@@ -280,10 +287,12 @@ def build_deployment(
         replicas = scaling.most
     if replicas < 1:
         raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
-    each = tensor_parallel * data_parallel
+    check_pipeline(arch, pipeline_parallel, data_parallel)
+    each = tensor_parallel * data_parallel * pipeline_parallel
     if each * replicas > machines.count:
         most = machines.count // each
         size = f"tp={tensor_parallel}" + (f", dp={data_parallel}" if data_parallel > 1 else "")
+        size += f", pp={pipeline_parallel}" if pipeline_parallel > 1 else ""
         why = f"of {size} need {each * replicas} devices and the cluster has {machines.count}"
         raise InvalidValueError("replicas", replicas, f"{why}; at most {most} fit" if most else why)
     if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
@@ -294,6 +303,8 @@ def build_deployment(
         scheduler = SCHEDULERS.create(scheduler or spec.scheduler, **given)
     context = ServingContext(arch, machines, spec, Roofline(machines, spec.stack), tensor_parallel)
     chosen = [TECHNIQUES.create(t) if isinstance(t, str) else t for t in techniques]
+    if speculative is not None:
+        chosen.append(Speculative.parse(speculative))
     for technique in chosen:
         objection = technique.objection(context)
         if objection is not None:
@@ -305,13 +316,18 @@ def build_deployment(
         spec,
         tensor_parallel=tensor_parallel,
         data_parallel=data_parallel,
+        pipeline_parallel=pipeline_parallel,
         max_batched_tokens=scheduler.max_batched_tokens,
         max_seqs=scheduler.max_seqs,
         gpu_memory_utilization=gpu_memory_utilization,
     )
-    time: IterationTime = ModelIterationTime(
-        arch, machines, spec, context.cost, tensor_parallel, data_parallel, expert_parallel
-    )
+    whole = ModelIterationTime(arch, machines, spec, context.cost, tensor_parallel, data_parallel, expert_parallel)
+    time: IterationTime = whole
+    if pipeline_parallel > 1:
+        time = PipelineIterationTime(whole, pipeline_parallel)
+        # The engine's budget is of one micro-batch.
+        scheduler = copy(scheduler)
+        scheduler.max_batched_tokens *= pipeline_parallel
     for technique in chosen:
         pool = technique.rewrite_pool(pool, context)
         time = technique.rewrite_time(time, context)
@@ -342,6 +358,7 @@ def build_deployment(
         None if swap_space is None else _swap(swap_space, pool, machines.device),
         migrate,
         failures,
+        pipeline_parallel,
     )
     conductor_of(built)
     return built

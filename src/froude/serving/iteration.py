@@ -19,6 +19,17 @@ Prompts = Sequence[tuple[int, int]]
 """Prompts in an iteration, each ``(tokens computed now, tokens already in the cache)``."""
 
 
+FOREVER = 1 << 60
+"""Iterations for which a piece stands that never ends by itself."""
+
+
+def longer(first: int, slope: int, floor: int) -> tuple[int, int, int]:
+    """``first + slope * j`` or ``floor``, whichever is longer, as a piece of `IterationTime.segment`."""
+    if first >= floor:
+        return first, slope, FOREVER
+    return floor, 0, -(-(floor - first) // slope) if slope else FOREVER
+
+
 class IterationTime(ABC):
     """Prices iterations in integer picoseconds."""
 
@@ -89,4 +100,4 @@ class AffineIterationTime(IterationTime):
             tokens += count
             first += self.pair_ps * (count * prefix + count * (count + 1) // 2)
             slope += self.pair_ps * count * count
-        return first + tokens * self.token_ps, slope, 1 << 60
+        return first + tokens * self.token_ps, slope, FOREVER

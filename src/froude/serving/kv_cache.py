@@ -48,11 +48,12 @@ def size_pool(
     *,
     tensor_parallel: int = 1,
     data_parallel: int = 1,
+    pipeline_parallel: int = 1,
     max_batched_tokens: int = 2048,
     max_seqs: int = 256,
     gpu_memory_utilization: float | None = None,
 ) -> Pool:
-    """The pool of one replica: with data parallelism, those of its groups together.
+    """The pool of one replica: with data parallelism, those of its groups together; over stages, that of one of them.
 
     Raises:
         FroudeError: when the model does not fit; names the smallest tensor-parallel degree that would do.
@@ -63,7 +64,7 @@ def size_pool(
     experts, others = precision.weights_bytes(arch)
 
     def left(ways: int) -> tuple[float, float, float, float]:
-        weights = experts / (ways * data_parallel) + others / ways
+        weights = (experts / (ways * data_parallel) + others / ways) / pipeline_parallel
         peak = _activation_bytes(arch, ways, max_batched_tokens, max_seqs)
         others_bytes = peak + engine.reserve_bytes.value
         match engine.memory_fraction_of:
@@ -73,7 +74,7 @@ def size_pool(
                 room = min(used * device.memory_bytes, device.memory_bytes - others_bytes) - weights
             case "free":
                 room = used * (device.memory_bytes - weights - others_bytes)
-        return room, weights, peak, _token_bytes(arch, ways, kv_dtype)
+        return room, weights, peak, _token_bytes(arch, ways, kv_dtype) / pipeline_parallel
 
     room, weights, peak, token_bytes = left(tensor_parallel)
     blocks = int(room // (token_bytes * engine.block_tokens))

@@ -27,7 +27,7 @@ from froude.models.transformer import (
     ragged_layer_operators,
 )
 from froude.serving.engine_spec import EngineSpec
-from froude.serving.iteration import IterationTime, Prompts
+from froude.serving.iteration import FOREVER, IterationTime, Prompts, longer
 from froude.serving.precision import find_precision
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, CostModel
@@ -35,7 +35,6 @@ from froude.timing.cost import Collective, CostModel
 PS = 1e12
 _PAGE = 2048  # token counts priced at a time
 _LONG = 8192  # context at which the line of attention's price is drawn
-_FOREVER = 1 << 60
 
 
 class ModelIterationTime(IterationTime):
@@ -77,28 +76,37 @@ class ModelIterationTime(IterationTime):
 
     def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
         """See `IterationTime`."""
-        key_ps, groups = self._key_ps, self.data_parallel
-        keys = -(-context // groups)
-        rows = -(-decoding // groups)
-        first = self._device_ps + keys * key_ps + rows * self._row_ps
-        slope = rows * key_ps
-        tokens = sampled = decoding
+        first, slope = self.device(decoding, context, prompts)
+        host = self.host(decoding + len(prompts))
+        if not self.engine.overlap:
+            return first + host, slope, FOREVER
+        return longer(first, slope, host)
+
+    def device(self, decoding: int, context: int, prompts: Prompts, width: int = 1) -> tuple[int, int]:
+        """What the devices take in the first iteration, and how much more in each that follows.
+
+        Exactly affine in ``context`` and the prompts' prefixes. ``width`` is how many tokens each decoding sequence
+        computes at once, the cache being read once for all of them.
+        """
+        groups = self.data_parallel
+        first = self._device_ps + context * self._key_ps - (-decoding // groups) * self._row_ps
+        slope = decoding * self._key_ps
+        tokens = sampled = decoding * width
         for count, prefix in prompts:
             line = self._chunks.get(count) or self._chunk(count)
-            first += (line[0] + line[1] * prefix) // groups
-            slope += line[1] * count // groups
+            first += line[0] + line[1] * prefix
+            slope += line[1] * count
             tokens += count
             sampled += 1
         if groups > 1:
             tokens, sampled = -(-tokens // groups), -(-sampled // groups)
         first += self._tokens.get(tokens) or self._dense(tokens)
         first += self._sampled.get(sampled) or self._head(sampled)
-        host = self._step_ps + sampled * self._sequence_ps
-        if not self.engine.overlap:
-            return first + host, slope, _FOREVER
-        if first >= host:
-            return first, slope, _FOREVER
-        return host, 0, -(-(host - first) // slope) if slope else _FOREVER
+        return first, slope
+
+    def host(self, sampled: int) -> int:
+        """What the host takes for an iteration that gives so many tokens."""
+        return self._step_ps - (-sampled // self.data_parallel) * self._sequence_ps
 
     def joules(self, busy_s: float, idle_s: float) -> float:
         """A busy device draws its power limit, an idle one its idle power."""
@@ -148,7 +156,8 @@ class ModelIterationTime(IterationTime):
             self._attention(counts, layer_pairs(self.arch, counts, prefix), layer_context(self.arch, counts, prefix))
             for prefix in (0.0, float(_LONG))
         )
-        lines = zip(_ps(near), _ps((far - near) / _LONG), strict=True)
+        groups = self.data_parallel  # each attends to its part of the prompts
+        lines = zip(_ps(near / groups), _ps((far - near) / _LONG / groups), strict=True)
         self._chunks.update(zip(counts.astype(int).tolist(), lines, strict=True))
         return self._chunks[tokens]
 
@@ -157,7 +166,7 @@ class ModelIterationTime(IterationTime):
         rows, keys = np.array([0.0, 1.0, 1.0]) * 64.0 + 1e-9, np.array([1.0, 1.0, 2.0]) * 64.0 * _LONG
         seconds = np.asarray(self._attention(rows, keys, keys))
         per_key = (seconds[2] - seconds[1]) / (64.0 * _LONG)
-        slower = self._starts.attention_slowdown
+        slower = self._starts.attention_slowdown / self.data_parallel  # each group reads its part of the keys
         return round(float(per_key) * slower * PS), max(0, round(float(seconds[1] - seconds[0]) / 64.0 * PS))
 
     def _attention_gap_s(self) -> float:
@@ -293,6 +302,18 @@ def check_parallel(arch: Architecture, tensor_parallel: int, data_parallel: int,
         nearest = min(able, key=lambda n: abs(n - expert_parallel))
         why = f"does not divide the {devices} devices of a replica; the nearest that does is {nearest}"
         raise InvalidValueError("ep", expert_parallel, why)
+
+
+def check_pipeline(arch: Architecture, pipeline_parallel: int, data_parallel: int) -> None:
+    """Refuse more stages than layers, and stages of groups that share experts.
+
+    Raises:
+        InvalidValueError: naming what is possible.
+    """
+    if not 1 <= pipeline_parallel <= arch.layers:
+        raise InvalidValueError("pp", pipeline_parallel, f"is not a number of stages from 1 to {arch.layers} layers")
+    if pipeline_parallel > 1 and data_parallel > 1:
+        raise InvalidValueError("pp", pipeline_parallel, f"cannot be combined with dp={data_parallel}; dp=1 can")
 
 
 def check_tensor_parallel(arch: Architecture, tensor_parallel: int) -> None:

@@ -1,0 +1,129 @@
+"""Speculative decoding: a small model drafts a few tokens, the large one checks them all at once.
+
+Every step drafts ``k`` tokens and yields between one and ``k + 1``: with a probability of acceptance ``a`` for each,
+independently, ``(1 - a^(k+1)) / (1 - a)`` on average. Here every sequence gets the average: an iteration that gives
+each one token takes its share of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
+
+from froude.core.errors import InvalidValueError, UnknownNameError
+from froude.core.registry import Source
+from froude.models.catalogue import resolve
+from froude.models.operator import BYTES_PER_ELEMENT
+from froude.serving.iteration import FOREVER, IterationTime, Prompts, longer
+from froude.serving.kv_cache import Pool
+from froude.serving.model_time import ModelIterationTime
+from froude.serving.precision import find_precision
+from froude.serving.technique import ServingContext, ServingTechnique
+
+_SCALE = 1 << 20  # of the share of a step, as a whole number
+
+
+@dataclass(frozen=True)
+class Speculative(ServingTechnique):
+    """Knobs: the drafting model, tokens it drafts in a step, and the chance that one is accepted."""
+
+    name = "speculative"
+    source = Source(
+        "Leviathan, Kalman, Matias",
+        2022,
+        "Fast Inference from Transformers via Speculative Decoding",
+        "arXiv:2211.17192",
+    )
+    quality = "exact: tokens are distributed as the large model alone would have them"
+
+    draft: str = "llama-3.2-1b"
+    k: Annotated[int, Field(ge=1)] = 4
+    acceptance: Annotated[float, Field(ge=0, lt=1)] = 0.7
+
+    @classmethod
+    def parse(cls, text: str) -> Speculative:
+        """``draft=M,k=4,acceptance=0.7``.
+
+        Raises:
+            FroudeError: naming an unknown knob, or a value out of range.
+        """
+        knobs: dict[str, str] = {}
+        for part in filter(None, text.split(",")):
+            key, _, value = part.partition("=")
+            if key not in ("draft", "k", "acceptance"):
+                raise UnknownNameError("speculative", key, ("draft", "k", "acceptance"))
+            knobs[key] = value
+        if "draft" not in knobs:
+            raise InvalidValueError("speculative", text, "names no drafting model, such as draft=llama-3.2-1b,k=4")
+        try:
+            found = cls(knobs["draft"], int(knobs.get("k", 4)), float(knobs.get("acceptance", 0.7)))
+        except ValueError:
+            raise InvalidValueError(
+                "speculative", text, "needs whole numbers for k and a share for acceptance"
+            ) from None
+        if found.k < 1 or not 0 <= found.acceptance < 1:
+            raise InvalidValueError("speculative", text, "needs k of at least 1 and acceptance from 0 to below 1")
+        return found
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Expected number (equation 1 of the paper)."""
+        return (1.0 - self.acceptance ** (self.k + 1)) / (1.0 - self.acceptance)
+
+    def rewrite_pool(self, pool: Pool, context: ServingContext) -> Pool:
+        """Less the draft's weights; each token also has its keys and values in the draft's layers."""
+        draft, ways = resolve(self.draft), context.tensor_parallel
+        weights = sum(find_precision("bf16").weights_bytes(draft)) / ways
+        cached = draft.kv_bytes_per_token(BYTES_PER_ELEMENT["bf16"], tensor_parallel=min(ways, draft.kv_heads))
+        room = pool.tokens * pool.bytes_per_token - weights
+        token_bytes = pool.bytes_per_token + cached
+        blocks = int(room // (token_bytes * pool.block_tokens))
+        if blocks < 1:
+            raise InvalidValueError("speculative", self.draft, "leaves no memory for the cache")
+        return replace(pool, blocks=blocks, bytes_per_token=token_bytes, weights_bytes=pool.weights_bytes + weights)
+
+    def rewrite_time(self, time: IterationTime, context: ServingContext) -> IterationTime:
+        """A step of drafts and one check, per token."""
+        if not isinstance(time, ModelIterationTime):
+            raise InvalidValueError(
+                "technique", self.name, "cannot be combined with pipelines or other techniques of time"
+            )
+        engine = context.engine.model_copy(update={"precision": "bf16", "kv_dtype": "bf16"})
+        draft = ModelIterationTime(resolve(self.draft), context.cluster, engine, context.cost, context.tensor_parallel)
+        return SpeculativeIterationTime(time, draft, self.k, self.tokens_per_step)
+
+
+class SpeculativeIterationTime(IterationTime):
+    """What ``target`` and ``draft`` take for a token of every decoding sequence, and for prompts, computed by both."""
+
+    def __init__(self, target: ModelIterationTime, draft: ModelIterationTime, k: int, tokens_per_step: float) -> None:
+        self.target, self.draft, self.k = target, draft, k
+        self._share = round(_SCALE / tokens_per_step)
+        per_key, drafting = (time.device(1, 1, ())[0] - time.device(1, 0, ())[0] for time in (target, draft))
+        self._key_ps = (per_key + k * drafting) * self._share // _SCALE
+
+    def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
+        """See `IterationTime`."""
+        target, draft, k = self.target, self.draft, self.k
+        first = slope = host = 0
+        if decoding:
+            fixed = target.device(decoding, 0, (), k + 1)[0] + k * draft.device(decoding, 0, ())[0]
+            first = fixed * self._share // _SCALE + self._key_ps * context
+            slope = self._key_ps * decoding
+            host = (target.host(decoding * (k + 1)) + k * draft.host(decoding)) * self._share // _SCALE
+        if prompts:
+            alone = target.device(decoding, 0, (), k + 1)[0] if decoding else 0
+            more, grows = target.device(decoding, 0, prompts, k + 1)
+            drafted, drafted_grows = draft.device(0, 0, prompts)
+            first += more - alone + drafted
+            slope += grows - (target.device(decoding, 0, (), k + 1)[1] if decoding else 0) + drafted_grows
+            host = max(host, target.host(len(prompts)))
+        if not target.engine.overlap:
+            return first + host, slope, FOREVER
+        return longer(first, slope, host)
+
+    def joules(self, busy_s: float, idle_s: float) -> float:
+        """As without drafting: the devices are the same."""
+        return self.target.joules(busy_s, idle_s)

@@ -16,6 +16,7 @@ from froude.runtime.engine.api import check_requests, run_serve
 from froude.runtime.engine.spec import ServeSpec
 
 TINY = {"name": "tiny", "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 128, "vocab": 256}
+WIDE = {**TINY, "heads": 2}  # heads as wide as vLLM wants them
 SPEC = {"model": TINY, "trace": "lognormal:in=40,out=8,cv=0.5", "rate": 30, "requests": 16, "calibration_s": 0.4}
 
 
@@ -67,7 +68,7 @@ def test_two_replicas_behind_a_router(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_vllm_itself(tmp_path: Path) -> None:
-    run = run_serve(spec(tmp_path / "run", engine="vllm", block_tokens=32, clock="processor"))
+    run = run_serve(spec(tmp_path / "run", engine="vllm", model=WIDE, block_tokens=32, clock="processor"))
     rows = [json.loads(line) for line in (run.out / "requests.jsonl").read_text().splitlines()]
     assert len(rows) == 16
     assert all(len(row["token_ts"]) == row["output_toks"] for row in rows)
@@ -79,7 +80,7 @@ def test_vllm_itself(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(FroudeError, match="vllm is not installed"):
-        run_serve(spec(tmp_path / "run", engine="vllm", block_tokens=32))
+        run_serve(spec(tmp_path / "run", engine="vllm", model=WIDE, block_tokens=32))
 
 
 @pytest.mark.parametrize(

@@ -55,17 +55,23 @@ def run_train(
 @group.command("serve")
 def run_serve(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to serve; docs/run-serve.md lists the keys.")],
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send the requests there: a server with OpenAI's completions.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="the spec's")] = None,
     as_json: Json = False,
 ) -> None:
-    """Replay a request trace through the small real engine, in real time. Ctrl-C keeps what was finished."""
+    """Replay a request trace through a real engine, in real time. Ctrl-C keeps what was finished."""
     from froude.reports.serve_runs import ServeBar, print_serve_run
     from froude.runtime.engine.api import run_serve as run
     from froude.runtime.engine.spec import ServeSpec
 
     described = ServeSpec.read(spec)
-    if out is not None:
-        described = described.model_copy(update={"out": str(out)})
+    changes = {} if out is None else {"out": str(out)}
+    if endpoint is not None:
+        changes |= {"engine": "endpoint", "endpoint": endpoint}
+    if changes:
+        described = ServeSpec.parse({**described.model_dump(exclude_none=True), **changes}, where=str(spec))
     with ServeBar(silent=as_json) as bar:
         result = run(described, on_progress=bar)
     emit(result.json(), as_json=as_json, show=lambda: print_serve_run(result))

@@ -90,7 +90,7 @@ def print_requests_check(check: RequestsCheck) -> None:
         ("", "simulated", "served", "error", "median of single requests"),
         rows,
     )
-    if here is not None:
+    if here is not None and here.slowdown == here.slowdown:  # known of engines whose iterations are seen
         print(
             f"Calibrated on {here.calibration.iterations} iterations, median error "
             f"{percent(here.calibration.median_ape)}. The iterations of this run took {_signed(here.slowdown - 1.0)} "

@@ -67,7 +67,7 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
     spec.make_scheduler()
     say("loading the model", 0.0)
     host = open_host(spec)
-    arrivals = make_arrivals(spec, trace, host.architecture.vocab)
+    arrivals = make_arrivals(spec, trace, host.vocab)
     host.check(spec, arrivals)
     before = _probe(host, trace, 0, say)
 
@@ -80,7 +80,7 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
         "engine": spec.engine,
         "froude_version": __version__,
         "torch_version": torch.__version__,
-        "model": host.architecture.name,
+        "model": host.model_name,
         "scheduler": spec.scheduler,
         "engine_kwargs": {
             "max_num_seqs": spec.max_seqs,

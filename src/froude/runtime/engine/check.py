@@ -11,12 +11,12 @@ import numpy as np
 
 from froude.core.errors import FroudeError, suggestion
 from froude.runtime.engine.calibration import Calibration, fit_iteration_time
+from froude.runtime.engine.infer import infer_iteration_time, sequences_of
 from froude.runtime.engine.latencies import METRICS, busy_span_s, measured, summaries
 from froude.runtime.engine.record import read_measured
 from froude.runtime.engine.spec import ServeSpec
 from froude.serving.metrics import PS, Latencies
 from froude.serving.outcome import Swap
-from froude.serving.policy import Sequence
 from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
 from froude.workloads.trace import make_trace
@@ -102,20 +102,8 @@ def check_run(run_dir: Path, meta: dict[str, Any], calibrated_on: Path | None = 
     """Simulate a run of the engine from its own arrivals, and compare request by request."""
     spec = ServeSpec.parse(meta["spec"], where=str(run_dir / "meta.json"))
     rows = _read_requests(run_dir / "requests.jsonl")
-    calibration = _calibration(calibrated_on or run_dir)
-    start_s = min(row["arrival_time"] for row in rows)
-    sequences = [
-        Sequence(
-            i,
-            round((row["arrival_time"] - start_s) * PS),
-            row["input_toks"],
-            row["output_toks"],
-            limit_tokens=row.get("max_tokens"),
-            prefix=tuple(row.get("hash_ids", ())),
-            client=row.get("client", 0),
-        )
-        for i, row in enumerate(rows)
-    ]
+    calibration = calibrate(calibrated_on or run_dir)
+    sequences = sequences_of(rows)
     copying = meta.get("copying_s")
     outcome = jump(
         sequences,
@@ -134,10 +122,11 @@ def check_run(run_dir: Path, meta: dict[str, Any], calibrated_on: Path | None = 
     trace = make_trace(str(run_dir), *columns)
     predicted = Latencies.of(outcome, [sequence.arrival_ps for sequence in sequences], trace)
     seconds, fitted, processor = _iterations(run_dir / "iterations.csv", calibration)
+    seen = seconds > 0.0
     warnings = []
     if meta.get("interrupted"):
         warnings.append("the run was interrupted: requests it did not finish are missing from the simulation")
-    if seconds / fitted > _CALM:
+    if seen and seconds / fitted > _CALM:
         warnings.append(f"the machine ran {seconds / fitted - 1:.0%} slower than when it was calibrated")
     longest = max(s.prompt_tokens + s.output_tokens for s in sequences)
     if longest > calibration.longest_sequence:
@@ -149,18 +138,21 @@ def check_run(run_dir: Path, meta: dict[str, Any], calibrated_on: Path | None = 
         on_this_machine=OnThisMachine(
             calibration,
             preemptions=(sum(outcome.preemptions), sum(row["preemptions"] for row in rows)),
-            slowdown=seconds / fitted,
-            waited=max(0.0, 1.0 - processor / seconds),
+            slowdown=seconds / fitted if seen else float("nan"),
+            waited=max(0.0, 1.0 - processor / seconds) if seen else float("nan"),
         ),
         assumptions=["the simulator serves the arrivals that were recorded, with an equal scheduler and cache"],
         warnings=warnings,
     )
 
 
-def _calibration(source: Path) -> Calibration:
-    """From a run's calibration probes, or, when it has none, from the iterations of its own load."""
-    probes = read_measured(source / "calibration.csv")
-    return fit_iteration_time(probes or read_measured(source / "iterations.csv"))
+def calibrate(run_dir: Path) -> Calibration:
+    """From a run's probes; without any from the iterations of its load; without those from when tokens came."""
+    seen = read_measured(run_dir / "calibration.csv") or read_measured(run_dir / "iterations.csv")
+    if seen:
+        return fit_iteration_time(seen)
+    spec = ServeSpec.parse(read_meta(run_dir / "meta.json")["spec"], where=str(run_dir / "meta.json"))
+    return infer_iteration_time(spec, _read_requests(run_dir / "requests.jsonl"))
 
 
 def _iterations(path: Path, calibration: Calibration) -> tuple[float, float, float]:

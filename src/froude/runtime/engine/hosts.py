@@ -31,11 +31,13 @@ class Host(ABC):
     """Serves specs that agree on everything but load and policies.
 
     Attributes:
-        architecture: of the model.
+        model_name: of the model.
+        vocab: token ids that prompts may have.
         spec: what it was opened with.
     """
 
-    architecture: Architecture
+    model_name: str
+    vocab: int
     spec: ServeSpec
 
     @abstractmethod
@@ -68,6 +70,7 @@ class FroudeHost(Host):
 
     def __init__(self, spec: ServeSpec) -> None:
         self.spec, self.architecture = spec, architecture_of(spec.model)
+        self.model_name, self.vocab = self.architecture.name, self.architecture.vocab
         check_memory(self.architecture, spec)
         torch.set_num_threads(spec.threads)
         self.model = load_model(spec.model, spec.seed)
@@ -123,6 +126,7 @@ class VllmHost(Host):
         from froude.runtime.engine.vllm_engine import VllmEngine
 
         self.spec, self.architecture = spec, architecture_of(spec.model)
+        self.model_name, self.vocab = self.architecture.name, self.architecture.vocab
         check_memory(self.architecture, spec)
         torch.set_num_threads(spec.threads)
         self.engine = VllmEngine(self.architecture, spec)
@@ -143,6 +147,10 @@ def open_host(spec: ServeSpec) -> Host:
     Raises:
         FroudeError: when what it needs is not installed, or does not fit.
     """
+    if spec.engine == "endpoint":
+        from froude.runtime.engine.endpoint import EndpointHost
+
+        return EndpointHost(spec)
     if spec.engine == "vllm":
         return VllmHost(spec)
     if spec.replicas > 1:

@@ -83,8 +83,9 @@ class Log:
 
     @property
     def duration_s(self) -> float:
-        """Until the last iteration ended."""
-        return max((iteration.end_s for iteration in self.iterations), default=0.0)
+        """Until the last iteration ended, or the last token came from elsewhere."""
+        last_s = (request.token_s[-1] for request in self.requests.values() if request.token_s)
+        return max((iteration.end_s for iteration in self.iterations), default=max(last_s, default=0.0))
 
     @property
     def output_tokens(self) -> int:

@@ -51,7 +51,8 @@ class ReplicatedHost(Host):
     """So many small engines; what the spec says of cache and limits holds for each."""
 
     def __init__(self, spec: ServeSpec) -> None:
-        self.spec, self.architecture = spec, architecture_of(spec.model)
+        self.spec, architecture = spec, architecture_of(spec.model)
+        self.model_name, self.vocab = architecture.name, architecture.vocab
         self._replicas = [_Handle(spec, number) for number in range(spec.replicas)]
         for replica in self._replicas:
             replica.receive()

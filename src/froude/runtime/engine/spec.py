@@ -24,7 +24,10 @@ class ServeSpec(Spec):
     """A replay of a request trace through a real engine.
 
     Attributes:
-        engine: ``froude``, the small engine, or ``vllm``, in this process.
+        engine: ``froude``, the small engine; ``vllm``, in this process; or ``endpoint``.
+        endpoint: address of a server that streams completions as OpenAI's does; limits and cache are then what it is
+            believed to have.
+        endpoint_vocab: prompts to an endpoint are random token ids below this.
         model: ``smollm2-135m`` (real weights), a GGUF file, a named model or ``config.json`` (random weights), or an
             architecture written out (random weights).
         trace: a trace file or a named synthetic workload.
@@ -48,7 +51,9 @@ class ServeSpec(Spec):
         out: folder of the run.
     """
 
-    engine: Literal["froude", "vllm"] = "froude"
+    engine: Literal["froude", "vllm", "endpoint"] = "froude"
+    endpoint: str | None = None
+    endpoint_vocab: int = Field(default=1000, gt=0)
     model: str | Architecture = "smollm2-135m"
     trace: str
     rate: float | None = Field(default=None, gt=0)
@@ -78,10 +83,14 @@ class ServeSpec(Spec):
             raise ValueError("rate (open loop) and concurrency (closed loop) exclude each other")
         if self.clock == "processor" and self.threads > 1:
             raise ValueError("clock 'processor' sees one thread only: set threads to 1")
+        if (self.engine == "endpoint") != (self.endpoint is not None):
+            raise ValueError("engine 'endpoint' and an address as endpoint go together: give both or neither")
+        if self.engine == "endpoint" and self.clock == "processor":
+            raise ValueError("an endpoint lives by the wall clock: leave out clock")
         if self.engine == "vllm" and self.scheduler != "vllm-v1":
             raise ValueError(f"engine 'vllm' has a scheduler of its own: leave out scheduler {self.scheduler!r}")
-        if self.engine == "vllm" and (self.prefix_cache != "none" or self.swap_blocks or self.replicas > 1):
-            raise ValueError("engine 'vllm' is driven without prefix_cache, swap_blocks and replicas")
+        if self.engine != "froude" and (self.prefix_cache != "none" or self.swap_blocks or self.replicas > 1):
+            raise ValueError("engines other than 'froude' are driven without prefix_cache, swap_blocks and replicas")
         if self.prefix_cache != "none" and self.swap_blocks:
             raise ValueError("prefix_cache and swap_blocks exclude each other")
         if self.prefix_cache != "none" and self.length_scale != 1:

@@ -257,7 +257,7 @@ class _Session:
         self.slices.append([iteration.measured for iteration in self._serve(spec).iterations])
 
     def _serve(self, spec: ServeSpec) -> Log:
-        arrivals = make_arrivals(spec, spec.load(), self.host.architecture.vocab)
+        arrivals = make_arrivals(spec, spec.load(), self.host.vocab)
         self.host.check(spec, arrivals)
         log = self.host.serve(spec, arrivals)
         if log.interrupted:

@@ -32,7 +32,7 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-_BLOCK_MULTIPLE = 32  # of vLLM's attention on CPUs
+_MULTIPLE = 32  # of blocks and heads, in vLLM's attention on CPUs
 _RESERVED_BLOCKS = 1  # vLLM keeps one block that stands for none
 
 
@@ -80,10 +80,9 @@ class VllmEngine:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         config = config_json(architecture)
-        if spec.block_tokens % _BLOCK_MULTIPLE:
-            raise InvalidValueError(
-                "block_tokens", spec.block_tokens, f"must be a multiple of {_BLOCK_MULTIPLE} for vLLM"
-            )
+        for what, size in (("block_tokens", spec.block_tokens), ("head_dim", architecture.head_dim)):
+            if size % _MULTIPLE:
+                raise InvalidValueError(what, size, f"must be a multiple of {_MULTIPLE} for vLLM on a CPU")
         self._most_tokens = architecture.max_positions
         self._blocks, self._block_tokens = spec.kv_blocks, spec.block_tokens
         self._scheduler = spec.make_scheduler()

@@ -88,10 +88,11 @@ def least_flops(
 
 def splits(law: Law) -> bool:
     """Whether a law can divide a budget: by its own rule, or because it predicts loss from params and tokens."""
-    return law.allocate.__func__ is not Law.allocate or _minimisable(law)  # type: ignore[attr-defined]
+    return law.allocate.__func__ is not Law.allocate or minimisable(law)  # type: ignore[attr-defined]
 
 
-def _minimisable(law: Law) -> bool:
+def minimisable(law: Law) -> bool:
+    """Whether a law predicts loss from parameters and tokens (and unique tokens) alone."""
     return law.target == "loss" and {"params", "tokens"} <= set(law.columns()) <= {"params", "tokens", "unique_tokens"}
 
 
@@ -108,19 +109,19 @@ def _allocate(
     coefficients = unpack(form.symbols, thetas)
     plain = inference_tokens <= 0 and "unique_tokens" not in form.columns()
     direct = form.allocate.__func__ is not Law.allocate  # type: ignore[attr-defined]
-    if direct and (plain or not _minimisable(form)):
+    if direct and (plain or not minimisable(form)):
         flat = {name: value[:, 0] for name, value in coefficients.items()}
         split = form.allocate(budgets, flat)
         params, tokens = (
             np.broadcast_to(split["params"], budgets.shape),
             np.broadcast_to(split["tokens"], budgets.shape),
         )
-    elif _minimisable(form):
+    elif minimisable(form):
         params, tokens = _minimise(form, coefficients, budgets, inference_tokens, unique_tokens)
     else:
         raise FroudeError(f"law: {form.name!r} does not say how to divide a budget between parameters and tokens")
     loss = None
-    if _minimisable(form):
+    if minimisable(form):
         inputs = _inputs(form, params[:, None], tokens[:, None], unique_tokens)
         with np.errstate(all="ignore"):
             loss = np.asarray(form.predict(inputs, coefficients), dtype=float)[:, 0]

@@ -16,27 +16,15 @@ from froude.core.estimate import Estimate
 from froude.laws.allocation import Allocation, allocate, least_flops
 from froude.laws.api import load
 from froude.laws.fitted import FittedLaw, interval
-from froude.laws.gradient_noise import examples_to_target
-from froude.laws.library.critical_batch import OVERHEAD
-from froude.planning.pace import Pace, measure_pace
+from froude.planning.choices import Choices, choose
+from froude.planning.knee import TargetPoint, fastest, knee, time_to_target
+from froude.planning.pace import SECONDS_PER_DAY, Pace, architecture_of, measure_pace
 
 Split = Callable[[float], Allocation]
 
 DEFAULT_LAW, DEFAULT_REPEATED = "besiroglu", "data-constrained"
 ROUNDS = 6  # of budget against the pace of the model that it buys; converges in two or three
 CLOSE = 0.01
-SECONDS_PER_DAY = 86400.0
-BATCHES = 4.0 ** np.arange(-1, 3)  # of the law's best batch, for the time-to-target curve
-
-
-@dataclass(frozen=True)
-class BatchPoint:
-    """Time to the same loss at one batch."""
-
-    batch_tokens: float
-    step_s: float
-    tokens: float
-    days: float
 
 
 @dataclass(frozen=True)
@@ -56,10 +44,24 @@ class BudgetPlan:
     days: Estimate | None
     usd: Estimate | None
     cluster: str | None
-    batches: tuple[BatchPoint, ...]
+    devices: int | None
+    choices: Choices
+    fitted: FittedLaw
+    unique_tokens: float | None
+    target_points: tuple[TargetPoint, ...]
     frontier: tuple[tuple[float, float, float], ...]
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...] = field(default=())
+
+    @property
+    def batches(self) -> tuple[TargetPoint, ...]:
+        """Time to target against batch on the cluster asked for; empty without one."""
+        return tuple(point for point in self.target_points if point.devices == self.devices)
+
+    @property
+    def knee(self) -> TargetPoint | None:
+        """How many devices, at which batch, before device time is wasted; None without a cluster."""
+        return knee(self.target_points)
 
     def json(self) -> dict[str, object]:
         """The contract of ``froude plan budget --json``, without its envelope."""
@@ -80,24 +82,18 @@ class BudgetPlan:
                 "usd",
             )
         }
-        fastest = min(self.batches, key=lambda point: point.days, default=None)
+        best = min(self.batches, key=lambda point: point.days, default=None)
+        turn = self.knee
         return {
             **estimates,
+            **self.choices.json(),
             "law": self.law,
-            "time_to_target": [vars_of(point) for point in self.batches],
-            "fastest_batch_tokens": fastest.batch_tokens if fastest else None,
+            "time_to_target": [point.json() for point in self.batches],
+            "fastest_batch_tokens": best.batch_tokens if best else None,
+            "time_to_target_by_devices": [point.json() for point in fastest(self.target_points)],
+            "knee": turn.json() if turn else None,
             "frontier": [{"flops": c, "params": n, "tokens": d} for c, n, d in self.frontier],
         }
-
-
-def vars_of(point: BatchPoint) -> dict[str, float]:
-    """A point as plain data."""
-    return {
-        "batch_tokens": point.batch_tokens,
-        "step_s": point.step_s,
-        "tokens": point.tokens,
-        "days": point.days,
-    }
 
 
 def plan_budget(
@@ -163,7 +159,9 @@ def plan_budget(
     rate, _ = lr_law.predict(params=params, tokens=tokens)
     if cluster is not None and pace is None:
         pace = measure_pace(cluster, params, batch.value)
-    curve = _time_to_target(pace, params, tokens, batch.value, critical.value) if pace else ()
+    curve = time_to_target(pace, params, tokens, batch.value, critical.value) if pace else ()
+    loss = _loss_estimate(fitted, found)
+    choices = choose(params, tokens, float(architecture_of(params).hidden), loss)
     warnings += _warnings(fitted, found, unique_tokens)
     run = pace.run(params, tokens) if pace else None
     return BudgetPlan(
@@ -174,20 +172,25 @@ def plan_budget(
         batch_tokens=batch,
         critical_batch_tokens=critical,
         learning_rate=rate,
-        loss=_loss_estimate(fitted, found),
+        loss=loss,
         flops=_estimate(found.flops),
         training_flops=_estimate(found.training_flops),
         days=run.days if run else None,
         usd=run.usd if run else None,
         cluster=cluster,
-        batches=curve,
+        devices=pace.scenario.cluster.count if pace else None,
+        choices=choices,
+        fitted=fitted,
+        unique_tokens=unique_tokens,
+        target_points=curve,
         frontier=_frontier(split, float(found.flops[0])),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *choices.warnings),
         assumptions=(
             fitted.provenance or f"{fitted.law.name} fitted to {fitted.n} rows",
             *fitted.notes,
             f"learning rate and batch: {lr_law.provenance}",
             f"critical batch: {critical_law.provenance}",
+            *choices.assumptions,
             *(pace.assumptions if pace else ()),
         ),
     )
@@ -224,25 +227,6 @@ def _for_training(split: Split, training_flops: float) -> Allocation:
             break
         lifetime /= share
     return found
-
-
-def _time_to_target(
-    best: Pace, params: float, tokens: float, best_batch: float, critical: float
-) -> tuple[BatchPoint, ...]:
-    """Days to the loss that ``tokens`` at the best batch reach, at other batches: fewer and longer steps, more data."""
-    points = []
-    doubling = critical / OVERHEAD
-    least_steps = tokens / (best_batch + doubling)
-    for multiple in BATCHES:
-        try:
-            pace = best.at_batch(best_batch * multiple)
-        except FroudeError:
-            continue
-        needed = float(examples_to_target(least_steps, doubling, pace.batch_tokens))
-        points.append(
-            BatchPoint(pace.batch_tokens, pace.step_s, needed, needed / pace.tokens_per_s_of(params) / SECONDS_PER_DAY)
-        )
-    return tuple(points)
 
 
 def _warnings(fitted: FittedLaw, found: Allocation, unique_tokens: float | None) -> list[str]:

@@ -50,6 +50,15 @@ class Pace:
         kept = (("tensor_parallel", self.layout.tensor_parallel), ("pipeline_parallel", self.layout.pipeline_parallel))
         return _measure(self.scenario.cluster, self.params, _sequences(batch_tokens), kept)
 
+    def on(self, devices: int) -> Pace:
+        """The same model and batch on another number of these devices.
+
+        Raises:
+            FroudeError: no layout fits there.
+        """
+        cluster = self.scenario.cluster.model_copy(update={"count": devices})
+        return _measure(cluster, self.params, _sequences(self.batch_tokens), ())
+
     @property
     def step_s(self) -> float:
         """Seconds per optimizer step."""

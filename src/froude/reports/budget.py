@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from froude.reports.laws import number, save_chart, span
+from froude.reports.laws import number, span
 from froude.reports.tables import print_table, si, usd
 
 if TYPE_CHECKING:
+    from froude.core.estimate import Estimate
     from froude.planning.budget import BudgetPlan
 
 
@@ -33,76 +34,76 @@ def show_budget(plan: BudgetPlan) -> None:
     if plan.usd is not None:
         rows.append(("dollars", usd(plan.usd.value), f"{usd(plan.usd.low)} to {usd(plan.usd.high)}"))
     print_table(f"What the budget buys, by the law {plan.law}", ("", "value", "80% interval"), rows)
-    if plan.batches:
-        fastest = min(plan.batches, key=lambda point: point.days)
+    others = plan.choices
+    print()
+    print_table(
+        "What else it decides, each by its own law",
+        ("", "value", "80% interval"),
+        [
+            ("vocabulary", si(others.vocab_size.value), f"{si(others.vocab_size.low)} to {si(others.vocab_size.high)}"),
+            ("experts, if a mixture", number(others.experts.value), span(others.experts)),
+            ("  share of them active", number(others.active_share.value), "-"),
+            ("  parameters active", si(others.mixture_active_params.value), _si_span(others.mixture_active_params)),
+            ("  tokens", si(others.mixture_tokens.value), _si_span(others.mixture_tokens)),
+            ("bits in training", number(others.training_bits.value), span(others.training_bits)),
+            ("bits of served weights", number(others.inference_bits.value), span(others.inference_bits)),
+            *(
+                [("error on 46 tasks", number(others.downstream_error.value), span(others.downstream_error))]
+                if others.downstream_error
+                else []
+            ),
+        ],
+    )
+    if plan.target_points:
+        _show_targets(plan)
+    print("\n" + "\n".join(f"  {line}" for line in plan.assumptions))
+
+
+def _show_targets(plan: BudgetPlan) -> None:
+    """Time to the same loss by batch on the cluster, then by number of devices."""
+    from froude.planning.knee import fastest
+
+    turn = plan.knee
+    for title, points, word in (
+        ("Time to the same loss, by batch", plan.batches, "fastest"),
+        ("... by devices, each at its fastest batch", fastest(plan.target_points), "knee"),
+    ):
+        mark = turn if word == "knee" else min(points, key=lambda point: point.days, default=None)
         print()
         print_table(
-            "Time to the same loss, by batch",
-            ("batch, tokens", "step, s", "tokens", "days", ""),
+            title,
+            ("devices", "batch, tokens", "step, s", "tokens", "days", "device-days", ""),
             [
                 (
+                    str(p.devices),
                     si(p.batch_tokens),
                     f"{p.step_s:.3g}",
                     si(p.tokens),
                     f"{p.days:.3g}",
-                    "fastest" if p is fastest else "",
+                    f"{p.days * p.devices:.4g}",
+                    word if p is mark or p == mark else "",
                 )
-                for p in plan.batches
+                for p in points
             ],
         )
-    print("\n" + "\n".join(f"  {line}" for line in plan.assumptions))
+
+
+def _si_span(estimate: Estimate) -> str:
+    return f"{si(estimate.low)} to {si(estimate.high)}" if estimate.high > estimate.low else "-"
 
 
 def write_budget(plan: BudgetPlan, out: Path) -> list[Path]:
-    """Pictures in a folder: allocation against budget, and time to target against batch."""
+    """Pictures in a folder: allocation, isoFLOP curves, loss surface, and time to target against batch."""
+    from froude.laws.allocation import minimisable
+    from froude.reports.law_charts import allocation_chart, batch_chart, iso_flop_chart, save_chart, surface_chart
+
     files = save_chart(allocation_chart(plan), out / "allocation")
-    return files + (save_chart(batch_chart(plan), out / "batch") if plan.batches else [])
-
-
-def allocation_chart(plan: BudgetPlan) -> Any:
-    """Compute-optimal parameters and tokens around the budget."""
-    import altair as alt
-    import polars as pl
-
-    frame = pl.DataFrame(
-        [
-            {"flops": flops, "what": what, "value": value}
-            for flops, params, tokens in plan.frontier
-            for what, value in (("parameters", params), ("tokens", tokens))
-        ]
-    )
-    x = alt.X("flops:Q", scale=alt.Scale(type="log"), title="budget, FLOPs", axis=alt.Axis(format=".0e"))
-    y = alt.Y("value:Q", scale=alt.Scale(type="log"), title="parameters, tokens", axis=alt.Axis(format=".0e"))
-    lines = alt.Chart(frame).mark_line().encode(x, y, alt.Color("what:N", title=None))
-    here = pl.DataFrame(
-        [
-            {"flops": plan.flops.value, "what": what, "value": e.value, "low": e.low, "high": e.high}
-            for what, e in (("parameters", plan.params), ("tokens", plan.tokens))
-        ]
-    )
-    base = alt.Chart(here).encode(x, alt.Color("what:N", title=None))
-    bars = base.mark_rule(strokeWidth=2).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
-    dots = base.mark_point(filled=True, size=90).encode(y, tooltip=["what", "value", "low", "high"])
-    return (lines + bars + dots).properties(width=460, height=320, title=f"Compute-optimal split, {plan.law}")
-
-
-def batch_chart(plan: BudgetPlan) -> Any:
-    """Days to the same loss against batch: the knee."""
-    import altair as alt
-    import polars as pl
-
-    frame = pl.DataFrame([{"batch": p.batch_tokens, "days": p.days, "tokens": p.tokens} for p in plan.batches])
-    curve = (
-        alt.Chart(frame)
-        .mark_line(point=True)
-        .encode(
-            alt.X("batch:Q", scale=alt.Scale(type="log"), title="batch, tokens", axis=alt.Axis(format=".0e")),
-            alt.Y("days:Q", scale=alt.Scale(type="log"), title="days to the same loss"),
-            tooltip=["batch", "days", "tokens"],
-        )
-    )
-    mark = pl.DataFrame({"batch": [plan.critical_batch_tokens.value]})
-    rule = alt.Chart(mark).mark_rule(color="#c53030", strokeDash=[4, 3]).encode(x="batch:Q")
-    return (curve + rule).properties(
-        width=460, height=320, title=f"Time to target on {plan.cluster}; critical batch red"
-    )
+    if minimisable(plan.fitted.law):
+        here = {"params": plan.params.value, "tokens": plan.tokens.value}
+        budgets = [plan.training_flops.value * 10.0**power for power in range(-3, 4)]
+        iso = iso_flop_chart(plan.fitted, budgets, unique_tokens=plan.unique_tokens)
+        files += save_chart(iso, out / "isoflop")
+        spans = [(here[name] / 300.0, here[name] * 300.0) for name in ("params", "tokens")]
+        area = surface_chart(plan.fitted, spans[0], spans[1], here=here, unique_tokens=plan.unique_tokens)
+        files += save_chart(area, out / "surface")
+    return files + (save_chart(batch_chart(plan), out / "batch") if plan.target_points else [])

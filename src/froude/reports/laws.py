@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from froude.laws.check import LawCheck
     from froude.laws.fitting import Fit
 
-MAX_POINTS = 4000  # drawn; more only makes the file large
+ISO_FLOPS = 7  # curves, over the compute of the runs
 
 
 def number(value: float) -> str:
@@ -45,81 +45,6 @@ def show_fit(result: Fit) -> None:
     print(said)
 
 
-def fit_chart(result: Fit) -> Any:
-    """Measured against predicted, and the residuals along the law's first input."""
-    import altair as alt
-    import numpy as np
-    import polars as pl
-
-    law, data = result.law, result.table
-    axis = "flops" if "flops" in data else law.columns()[0]
-    keep = np.linspace(0, result.n - 1, min(result.n, MAX_POINTS)).astype(int)
-    observed = data[law.target]
-    outliers = {int(o["row"]) for o in result.outliers}
-    frame = pl.DataFrame(
-        {
-            "row": data["row"][keep].astype(int),
-            "measured": observed[keep],
-            "predicted": result.predicted[keep],
-            "residual": (observed / result.predicted - 1.0 if law.residual == "log" else observed - result.predicted)[
-                keep
-            ],
-            axis: data[axis][keep],
-            "kind": ["outlier" if int(row) in outliers else "run" for row in data["row"][keep]],
-        }
-    )
-    colour = alt.Color("kind:N", scale=alt.Scale(domain=["run", "outlier"], range=["#2b6cb0", "#c53030"]), title=None)
-    tips = ["row", "measured", "predicted", "residual", axis]
-    positive = law.residual == "log"
-    scale = alt.Scale(type="log" if positive else "linear", zero=False, nice=False, padding=10)
-    points = (
-        alt.Chart(frame)
-        .mark_circle(size=35, opacity=0.75)
-        .encode(
-            alt.X("predicted:Q", scale=scale, title=f"predicted {law.target}"),
-            alt.Y("measured:Q", scale=scale, title=f"measured {law.target}"),
-            colour,
-            tooltip=tips,
-        )
-    )
-    ends = pl.DataFrame({"predicted": [observed.min(), observed.max()], "measured": [observed.min(), observed.max()]})
-    line = alt.Chart(ends).mark_line(color="#718096", strokeDash=[4, 3]).encode(x="predicted:Q", y="measured:Q")
-    axis_scale = alt.Scale(type="log" if float(data[axis].min()) > 0 else "linear", zero=False)
-    residuals = (
-        alt.Chart(frame)
-        .mark_circle(size=35, opacity=0.75)
-        .encode(
-            alt.X(f"{axis}:Q", scale=axis_scale, title=axis, axis=alt.Axis(format=".0e")),
-            alt.Y("residual:Q", title="measured / predicted - 1" if positive else "measured - predicted"),
-            colour,
-            tooltip=tips,
-        )
-    )
-    zero = (
-        alt.Chart(pl.DataFrame({"residual": [0.0]})).mark_rule(color="#718096", strokeDash=[4, 3]).encode(y="residual")
-    )
-    title = f"{law.name}: {law.form}"
-    size = {"width": 380, "height": 320}
-    return alt.hconcat((line + points).properties(**size), (zero + residuals).properties(**size)).properties(
-        title=title
-    )
-
-
-def save_chart(chart: Any, stem: Path) -> list[Path]:
-    """Write ``stem.html`` and ``stem.png``."""
-    from io import BytesIO, StringIO
-
-    from froude.core.spec import write_atomically
-
-    page, picture = StringIO(), BytesIO()
-    chart.save(page, format="html", inline=True)
-    chart.save(picture, format="png", scale_factor=2)
-    files = [stem.with_suffix(".html"), stem.with_suffix(".png")]
-    write_atomically(files[0], page.getvalue())
-    write_atomically(files[1], picture.getvalue())
-    return files
-
-
 def show_fits(fits: Fits) -> None:
     """Print one fit, or a comparison and the best."""
     if fits.compared:
@@ -143,10 +68,27 @@ def show_fits(fits: Fits) -> None:
 
 
 def write_fits(fits: Fits, out: Path) -> None:
-    """The best fit as YAML and its picture as HTML and PNG, at ``out`` (a .yaml file or a folder)."""
+    """The best fit as YAML at ``out`` (a .yaml file or a folder), and its pictures beside it."""
+    import numpy as np
+
+    from froude.laws.allocation import minimisable
+    from froude.laws.objective import sizes
+    from froude.reports.law_charts import fit_chart, iso_flop_chart, save_chart, surface_chart
+
     file = out if out.suffix in {".yaml", ".yml"} else out / "fit.yaml"
-    fits.best.for_prediction().write(file)
-    save_chart(fit_chart(fits.best), file.with_suffix(""))
+    best = fits.best
+    best.for_prediction().write(file)
+    stem = file.with_suffix("")
+    save_chart(fit_chart(best), stem)
+    if not minimisable(best.law):
+        return
+    data = best.table
+    flops = data.get("flops", 6.0 * sizes(data))
+    runs = {"params": data["params"], "tokens": data["tokens"], "flops": flops, "loss": data["loss"]}
+    budgets = np.geomspace(flops.min(), flops.max(), ISO_FLOPS).tolist()
+    save_chart(iso_flop_chart(best.fitted, budgets, runs), stem.with_name(f"{stem.name}-isoflop"))
+    params, tokens = ((float(runs[n].min()) / 1.5, float(runs[n].max()) * 1.5) for n in ("params", "tokens"))
+    save_chart(surface_chart(best.fitted, params, tokens, runs), stem.with_name(f"{stem.name}-surface"))
 
 
 def show_prediction(result: Prediction) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Literal
 
 import numpy as np
 
@@ -46,9 +47,16 @@ class Ledger:
 
     stages: Mapping[int, Mapping[str, float]]
 
-    def allocated_bytes(self, stage: int) -> float:
-        """What PyTorch counts as allocated: tensors and workspaces, at their peak."""
-        return sum(size for part, size in self.stages[stage].items() if part not in ("allocator", "runtime"))
+    def bytes_of(self, kind: Literal["allocated", "reserved", "device"], stage: int | None = None) -> float:
+        """What a kind of measurement sees, of one stage or of the neediest: tensors and workspaces; those and the
+        caching allocator's gaps; all that the device reports in use.
+        """
+        unseen = {"allocated": ("allocator", "runtime"), "reserved": ("runtime",), "device": ()}[kind]
+        seen = {
+            number: sum(size for part, size in parts.items() if part not in unseen)
+            for number, parts in self.stages.items()
+        }
+        return max(seen.values()) if stage is None else seen[stage]
 
     @property
     def peak_stage(self) -> int:

@@ -65,8 +65,8 @@ def check_train(path: str | os.PathLike[str]) -> Check:
 def check_memory(path: str | os.PathLike[str]) -> Check:
     """Predict the peak memory of every row of a table of measurements, and compare in bytes.
 
-    What was measured matters (column ``mem_kind``): bytes allocated by tensors on the first stage, or what the device
-    reports in use on the neediest stage. ``mem_value`` is in bytes, or in GB where the kind says so.
+    What was measured matters (column ``mem_kind``): see `predicted_bytes`. ``mem_value`` is in bytes, or in GB or GiB
+    where the kind says so.
 
     Raises:
         FroudeError: when the file cannot be read or lacks columns.
@@ -77,22 +77,31 @@ def check_memory(path: str | os.PathLike[str]) -> Check:
     for cells in rows:
         try:
             run = run_of(cells)
-            allocated, in_use = predicted_bytes(run)
+            predicted = predicted_bytes(run, str(cells["mem_kind"]))
         except (Unusable, FroudeError) as reason:
             skipped.append(Skipped(str(cells["id"]), str(reason)))
             continue
-        kind = str(cells["mem_kind"])
-        measured = float(cells["mem_value"]) * (1e9 if "GB" in kind else 1.0)
-        predicted = allocated if "allocated" in kind else in_use
+        measured = float(cells["mem_value"]) * _unit(str(cells["mem_kind"]))
         spread = memory_spread()
         scored.append(Scored(run.id, run.source, predicted, measured, run.assumed, run.kind, spread))
     return Check(len(rows), tuple(scored), tuple(skipped))
 
 
-def predicted_bytes(run: Run) -> tuple[float, float]:
-    """Peak bytes of live tensors on the first stage, and of the process on the neediest stage."""
-    prediction = settled(run.scenario, run.layout)
-    return prediction.ledger(own_machine=False).allocated_bytes(0), prediction.peak_bytes
+def predicted_bytes(run: Run, measured: str) -> float:
+    """Peak bytes of what was measured: by tensors ("allocated", "active"), by the allocator ("reserved"), or by the device.
+
+    Of the neediest stage; where the rank that logs was asked, of the last: that is where Megatron-LM writes its logs.
+    """
+    ledger = settled(run.scenario, run.layout).ledger(own_machine=False)
+    stage = max(ledger.stages) if "logging rank" in measured else None
+    if "alloc" in measured or "active" in measured:
+        return ledger.bytes_of("allocated", stage)
+    return ledger.bytes_of("reserved" if "reserved" in measured else "device", stage)
+
+
+def _unit(measured: str) -> float:
+    """Bytes of the unit that a kind of measurement names; bytes where it names none."""
+    return 2.0**30 if "GiB" in measured else 1e9 if "GB" in measured else 1.0
 
 
 def settled(scenario: Scenario, layout: Layout) -> StepPrediction:

@@ -202,6 +202,8 @@ def _architecture(row: _Row) -> Architecture:
         value = row.defaults.get(key, family.get(key))
         if value is not None:
             fields[key] = value
+    if fields.get("positions") == "learned":
+        fields["max_positions"] = row.need("seq", "seq_len")
     if fields["hidden"] % fields["heads"] and "head_dim" not in fields:
         # 14400 wide BLOOM candidates have 96 heads of 150, whatever the others of their section have.
         fields["heads"] = next(h for h in (96, 80, 72, 48, 32) if fields["hidden"] % h == 0)

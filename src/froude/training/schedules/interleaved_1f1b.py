@@ -41,8 +41,7 @@ class Interleaved1F1B(Schedule):
             backward.append(Pass("backward", micro_batch, chunks - 1 - chunk))
         orders = []
         for stage in range(stages):
-            warm_up = total if micro_batches == stages else 2 * (stages - stage - 1) + (chunks - 1) * stages
-            warm_up = min(warm_up, total)
+            warm_up = min(2 * (stages - stage - 1) + (chunks - 1) * stages, total)
             order = forward[:warm_up]
             for k in range(warm_up, total):
                 order += [forward[k], backward[k - warm_up]]

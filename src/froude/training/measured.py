@@ -88,7 +88,7 @@ def check_memory(path: str | os.PathLike[str]) -> Check:
 
 
 def predicted_bytes(run: Run, measured: str) -> float:
-    """Peak bytes of what was measured: taken by tensors ("allocated", "active"), by the allocator ("reserved"), or at all.
+    """Peak bytes of what was measured: of tensors ("allocated", "active"), of the allocator ("reserved"), or of all.
 
     Of the neediest stage; where the rank that logs was asked, of the last: that is where Megatron-LM writes its logs.
     """

@@ -9,13 +9,16 @@ from froude.laws.check import load, where
 from froude.laws.fitting import fit
 from froude.laws.law import LAWS
 from froude.laws.library.bit_level import best_bits
+from froude.laws.library.compound_scaling import scale
 from froude.laws.library.densing import density
 from froude.laws.library.kaplan_steps import minimum_steps
+from froude.laws.library.languini import crossing
 from froude.laws.library.linearity import Linearity, allocate_bits
 from froude.laws.library.multilingual import effective_fraction
 from froude.laws.library.quality_filtering import QualityFiltering, best_pools, mixture_error
 from froude.laws.library.quantisation_degradation import tokens_to_rise
 from froude.laws.library.retrieval import worth
+from froude.laws.library.translation import best_split
 from froude.laws.library.utd_data import UtdData, best_ratio
 from froude.laws.published import published, published_sets
 
@@ -264,3 +267,40 @@ def test_parallel_streams_are_worth_parameters() -> None:
     stack = published(LAWS.get("parallel-scaling"))
     assert stack.predict(params=5.36e8, streams=1.0)[0].value == pytest.approx(1.172, abs=0.003)
     assert stack.predict(params=4.4e9, streams=8.0)[0].value == pytest.approx(0.980, abs=0.003)
+
+
+def test_compute_alone() -> None:
+    """GPT-3's 3,640 PF-days give 1.73 nats, Cerebras-GPT 13B's 2.3e22 FLOPs 1.57 on the Pile."""
+    gpt3 = published(LAWS.get("kaplan-compute"), "gpt-3")
+    assert gpt3.predict(flops=3640 * 8.64e19)[0].value == pytest.approx(1.73, abs=0.01)
+    pf_days = published(LAWS.get("kaplan-compute")).predict(flops=3.1e8 * 8.64e19)[0].value
+    assert pf_days == pytest.approx(1.0, abs=0.01)
+    assert published(LAWS.get("compute-only")).predict(flops=2.3e22)[0].value == pytest.approx(1.572, abs=0.01)
+
+
+def test_architectures_cross_where_their_curves_do() -> None:
+    hours = np.geomspace(1.0, 1e3, 12)
+    lstm = {"accelerator_hours": hours, "loss": 2.9 * hours**-0.07}
+    gpt = {"accelerator_hours": hours, "loss": 2.4 * hours**-0.0525}
+    found = crossing(fit("languini", lstm).fitted.values(), fit("languini", gpt).fitted.values())
+    assert found == pytest.approx((2.9 / 2.4) ** (1 / 0.0175), rel=1e-3)
+    assert found > 1e4  # far beyond the runs, as the paper's 50,000 hours are
+    assert crossing({"k": 1.0, "a": -0.1}, {"k": 2.0, "a": -0.1}) == float("inf")
+
+
+def test_wide_networks_move_fewer_activations() -> None:
+    """Activations grow as s^(1/2) by width, s^(5/6) when all three share, s for depth or resolution alone."""
+    for share, exponent in ((1.0, 0.5), (1 / 3, 5 / 6), (0.0, 1.0)):
+        factors = scale(16.0, share)
+        flops = factors["depth"] * factors["width"] ** 2 * factors["resolution"] ** 2
+        activations = factors["depth"] * factors["width"] * factors["resolution"] ** 2
+        assert flops == pytest.approx(16.0) and activations == pytest.approx(16.0**exponent)
+        time = LAWS.get("compound-scaling")().predict({"flops_ratio": 16.0, "width_share": share}, {"k": 1.0})
+        assert time == pytest.approx(activations)
+
+
+def test_encoder_and_decoder_share_by_their_exponents() -> None:
+    values = {"a": 50.0, "p_e": 0.1, "p_d": 0.2, "L_inf": 1.0}
+    law, shares = LAWS.get("translation")(), np.linspace(0.01, 0.99, 99)
+    loss = law.predict({"encoder_params": 1e9 * shares, "decoder_params": 1e9 * (1 - shares)}, values)
+    assert best_split(1e9, values)[0] / 1e9 == pytest.approx(shares[int(np.argmin(loss))], abs=0.01)

@@ -16,7 +16,7 @@ class TimeSeries(Power):
     source = Source("Edwards et al.", 2024, "Scaling-laws for Large Time-series Models", "arXiv:2405.13867")
     form = "L = k N^a"
     inputs = ("params",)
-    target = "loss"
+    target = "forecast_loss"
     unit = "loss"
     scale = (0.1, 1e3)
     exponent = (-0.5, 0.0)

@@ -38,3 +38,9 @@ class Translation(Law):
         c = coefficients
         sizes = c["p_e"] * np.log(inputs["encoder_params"]) + c["p_d"] * np.log(inputs["decoder_params"])
         return c["a"] * np.exp(-sizes) + c["L_inf"]
+
+
+def best_split(params: Any, coefficients: Values) -> tuple[Any, Any]:
+    """Encoder and decoder parameters of least loss for a number in all: in proportion to the exponents."""
+    share = coefficients["p_e"] / (coefficients["p_e"] + coefficients["p_d"])
+    return params * share, params * (1.0 - share)

@@ -26,6 +26,7 @@ class Video(Law):
         catalogue=228,
     )
     form = "L = (T_c / T)^alpha_T + (N_c / N)^alpha_N + L_inf"
+    target = "diffusion_loss"
 
     @property
     def symbols(self) -> tuple[Symbol, ...]:

@@ -304,3 +304,31 @@ def test_encoder_and_decoder_share_by_their_exponents() -> None:
     law, shares = LAWS.get("translation")(), np.linspace(0.01, 0.99, 99)
     loss = law.predict({"encoder_params": 1e9 * shares, "decoder_params": 1e9 * (1 - shares)}, values)
     assert best_split(1e9, values)[0] / 1e9 == pytest.approx(shares[int(np.argmin(loss))], abs=0.01)
+
+
+def test_video_models_of_a_budget() -> None:
+    law = LAWS.get("video")()
+    values = {"T_c": 1e6, "alpha_T": 0.3, "N_c": 1e5, "alpha_N": 0.2, "L_inf": 0.4}
+    sizes = np.geomspace(1e6, 1e13, 20_001)
+    loss = law.predict({"params": sizes, "tokens": 1e21 / 6.0 / sizes}, values)
+    found = law.allocate(1e21, values)
+    assert found["params"] == pytest.approx(sizes[int(np.argmin(loss))], rel=2e-3)
+    assert 6.0 * found["params"] * found["tokens"] == pytest.approx(1e21)
+
+
+@pytest.mark.parametrize(("data", "corpus"), [("redpajama", "rpj"), ("refinedweb", "rw_original")])
+def test_over_trained_runs_from_five_short_ones(law_data, data: str, corpus: str) -> None:
+    """411M parameters on 160 to 640 tokens each, from fits that saw that size at 20 only, within 1.5%."""
+    runs = load(law_data / "gadre_overtraining" / "models_loss.csv", loss="loss_c4_val")
+    long = where(runs, (runs["dataset"] == corpus) & (runs["params"] > 4e8) & (runs["tokens"] > 100 * runs["params"]))
+    law = LAWS.get("over-training")()
+    predicted = law.predict(long, published(LAWS.get("over-training"), data).values())
+    assert len(long["loss"]) >= 3
+    np.testing.assert_allclose(predicted, long["loss"], rtol=0.015)
+
+
+def test_downstream_error_of_released_runs() -> None:
+    """Error 0.58 at a loss of 2.2 nats, and that of a model that knows nothing at high loss."""
+    law = published(LAWS.get("downstream-error"))
+    assert law.predict(loss=2.2)[0].value == pytest.approx(0.76085 - 1.32291 * np.exp(-0.89072 * 2.2), rel=1e-6)
+    assert law.predict(loss=5.0)[0].value > 0.74

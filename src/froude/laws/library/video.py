@@ -45,3 +45,15 @@ class Video(Law):
         data = c["alpha_T"] * (np.log(c["T_c"]) - np.log(inputs["tokens"]))
         size = c["alpha_N"] * (np.log(c["N_c"]) - np.log(inputs["params"]))
         return np.exp(data) + np.exp(size) + c["L_inf"]
+
+    def allocate(self, flops: Any, coefficients: Values) -> dict[str, Any]:
+        """The minimum at 6 N T FLOPs, where the two terms' slopes meet."""
+        c = coefficients
+        total = c["alpha_N"] + c["alpha_T"]
+        balance = (
+            np.log(c["alpha_N"] / c["alpha_T"])
+            + c["alpha_N"] * np.log(c["N_c"])
+            + c["alpha_T"] * (np.log(flops / 6.0) - np.log(c["T_c"]))
+        )
+        params = np.exp(balance / total)
+        return {"params": params, "tokens": flops / 6.0 / params}

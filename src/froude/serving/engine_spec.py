@@ -40,6 +40,7 @@ class EngineSpec(Spec):
         stack: its kernels.
         graph_tokens: largest iteration, in tokens, that replays a CUDA graph.
         graph_sizes: sizes that are captured; smaller batches are padded to the next.
+        graph_prompts: iterations with prompts replay graphs too (in pieces, between attention kernels).
         block_tokens: tokens of a cache block.
         gpu_memory_utilization: fraction of device memory the engine may use.
         memory_fraction_of: what the engine takes that fraction of, and for what: "all" memory for everything, "all" of
@@ -53,6 +54,9 @@ class EngineSpec(Spec):
         kv_dtype: element type of the cache; "auto" is 8 bits beside weights of 8 bits or fewer where the engine
             takes the checkpoint's word for it (``auto_narrow_cache``), else 16.
         reserve_bytes: memory that is neither weights, activations nor cache.
+        stream_tokens: tokens that are sent to the client together; the first of them wait for the last.
+        wait_iterations: iterations of decoding that a request waits for on average before the engine takes it up,
+            because it looks for new ones now and then, or would rather compute several prompts together.
     """
 
     name: str
@@ -61,6 +65,7 @@ class EngineSpec(Spec):
     stack: Stack
     graph_tokens: int = Field(ge=0)
     graph_sizes: GraphSizes
+    graph_prompts: bool = False
     block_tokens: int = Field(gt=0)
     gpu_memory_utilization: float = Field(gt=0, le=1)
     memory_fraction_of: Literal["all", "static", "free"] = "all"
@@ -73,6 +78,8 @@ class EngineSpec(Spec):
     auto_narrow_cache: bool = False
     precision: str = "bf16"
     kv_dtype: str = "auto"
+    stream_tokens: int = Field(default=1, ge=1)
+    wait_iterations: float = Field(default=0.0, ge=0)
 
     def cache_dtype(self, stored_bytes: float) -> str:
         """Element type of the cache beside weights of that many bytes."""

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -40,9 +40,9 @@ METRICS = {
 """Metric of a row -> what it is compared as."""
 
 ROUNDS = 5
-"""Requests each client of a closed loop sends: the first wave starts together, the later ones are spread out."""
+"""Requests each client of a closed loop sends where the source does not say: the first wave starts together."""
 BLOCK_TOKENS = 16
-MOST_REQUESTS = 4000
+MOST_REQUESTS = 10240
 RATE_REQUESTS = 600
 
 Progress = Callable[[str, float], None]
@@ -62,6 +62,11 @@ class Run:
         peer_to_peer: devices on PCIe reach each other's memory.
         prompts: different prompts there are, found again in the cache; 0 when all differ.
         load: ("closed", clients), ("batch", requests), ("rate", requests per second) or ("full", 0).
+        requests: how many were sent at a rate; 0 where the row does not say.
+        rounds: requests that each client of a closed loop sends.
+        stream_tokens: tokens of a streamed chunk; the client sees its first token with the first chunk.
+        poll_iterations: the engine looks for new requests once in so many iterations.
+        batch_wait_iterations: how long the engine lets a request wait for others to share its prompt's iteration with.
     """
 
     model: str
@@ -80,11 +85,27 @@ class Run:
     load: tuple[str, float]
     peer_to_peer: bool = False
     prompts: int = 0
+    requests: int = 0
+    rounds: int = ROUNDS
+    stream_tokens: int = 1
+    poll_iterations: int = 1
+    batch_wait_iterations: int = 0
 
     @property
     def devices(self) -> int:
         """Devices of the replica."""
         return self.tensor_parallel * self.data_parallel
+
+    @property
+    def wait_iterations(self) -> float:
+        """How long a request waits on average before the engine takes it up.
+
+        It comes at any moment between two looks; then it waits for others, as long as may be if it is the first, half
+        as long if it is one of those that come meanwhile.
+        """
+        longest = float(self.batch_wait_iterations)
+        followers = longest * self.load[1] / self.output_tokens if self.load[0] == "closed" else 0.0
+        return (self.poll_iterations - 1) / 2 + longest * (1.0 + followers / 2) / (1.0 + followers)
 
 
 @dataclass(frozen=True)
@@ -152,7 +173,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         raise Unusable("lengths are not stated")
     arch = resolve(str(cells["model"]))
     device = find_device(str(cells["device"])).name
-    default = _default(str(cells["source"]), str(cells["engine"]), str(cells["model"]), device)
+    default = _default(cells, device)
     tensor, data, expert = _layout(cells, notes, arch, default)
     limits = dict(re.findall(r"max_num_(seqs|batched_tokens)=(\d+)", notes))
     return Run(
@@ -172,6 +193,13 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         load=_load(str(cells["concurrency_or_rate"] or ""), notes, data),
         peer_to_peer=bool(default.get("peer_to_peer", False)),
         prompts=_prompts(notes) if default.get("shared_prompts") else 0,
+        requests=int(failed.group(1)) if failed else 0,
+        rounds=int(default.get("rounds", ROUNDS)),
+        stream_tokens=int(default.get("stream_tokens", 1)),
+        poll_iterations=int(default.get("poll_iterations", 1)),
+        batch_wait_iterations=int(
+            default.get("data_parallel_wait_iterations", 0) if data > 1 else default.get("batch_wait_iterations", 0)
+        ),
     )
 
 
@@ -189,6 +217,8 @@ def predict(run: Run) -> Predicted:
         run.peer_to_peer,
         bool(run.prompts),
     )
+    client = {"stream_tokens": run.stream_tokens, "wait_iterations": run.wait_iterations}
+    built = replace(built, engine=built.engine.model_copy(update=client))
     load, concurrency = _trace(run, built)
     found = run_deployment(built, load, concurrency=concurrency)
     latencies = found.latencies
@@ -241,12 +271,12 @@ def _trace(run: Run, built: Deployment) -> tuple[Trace, int | None]:
     """The requests, and the clients of a closed loop."""
     kind, size = run.load
     if kind == "rate":
-        return _lengths(run, RATE_REQUESTS).at_rate(size, seed=0), None
+        return _lengths(run, run.requests or RATE_REQUESTS).at_rate(size, seed=0), None
     if kind == "batch":
         return _lengths(run, int(size)), None
     if kind == "closed":
         clients = int(size)
-        return _lengths(run, min(max(ROUNDS * clients, 8), max(MOST_REQUESTS, 2 * clients))), clients
+        return _lengths(run, min(max(run.rounds * clients, 8), max(MOST_REQUESTS, 2 * clients))), clients
     held = built.pool.tokens // (run.input_tokens + run.output_tokens)
     clients = max(1, min(held, built.scheduler.max_seqs))
     return _lengths(run, min(4 * clients, MOST_REQUESTS)), None
@@ -325,10 +355,18 @@ def _precision(cells: Mapping[str, Any], model: str) -> str:
     return str(defaults["weights"][label])
 
 
-def _default(source: str, engine: str, model: str, device: str) -> Mapping[str, Any]:
+def _default(cells: Mapping[str, Any], device: str) -> Mapping[str, Any]:
+    """The first entry that the row matches in everything the entry names."""
+    source, engine, model = (str(cells[column]) for column in ("source", "engine", "model"))
+    clients = re.match(r"c=(\d+)$", str(cells["concurrency_or_rate"]))
+    load = float(clients.group(1)) if clients else 0.0
+    lengths = [float(cells["isl"] or 0), float(cells["osl"] or 0)]
     for entry in _defaults()["run"]:
         same = source.startswith(entry["source"]) and engine.startswith(entry["engine"])
-        if same and entry.get("model", "") in model and entry.get("device", "") in device:
+        same = same and entry.get("model", "") in model and entry.get("device", "") in device
+        same = same and entry.get("label", cells["weight_dtype"]) == cells["weight_dtype"]
+        same = same and entry.get("lengths", lengths) == lengths and load >= entry.get("least_clients", 0)
+        if same and int(cells["tp"] or 1) <= entry.get("most_tp", 1024):
             return dict(entry)
     raise Unusable(f"settings of {engine} in {source} are not known")
 

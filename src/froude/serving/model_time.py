@@ -71,6 +71,7 @@ class ModelIterationTime(IterationTime):
         self._sequence_ps = round(engine.sequence_s.value * PS)
         self._key_ps, self._row_ps = self._decode_line()
         self._tokens: dict[int, int] = {}
+        self._launched: dict[int, int] = self._tokens if engine.graph_prompts else {}
         self._sampled: dict[int, int] = {}
         self._chunks: dict[int, tuple[int, int]] = {}
 
@@ -100,7 +101,8 @@ class ModelIterationTime(IterationTime):
             sampled += 1
         if groups > 1:
             tokens, sampled = -(-tokens // groups), -(-sampled // groups)
-        first += self._tokens.get(tokens) or self._dense(tokens)
+        table = self._launched if prompts else self._tokens
+        first += table.get(tokens) or self._dense(tokens, table)
         first += self._sampled.get(sampled) or self._head(sampled)
         return first, slope
 
@@ -115,11 +117,17 @@ class ModelIterationTime(IterationTime):
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
-    def _dense(self, tokens: int) -> int:
-        """Everything that depends on the number of tokens only; prices a page of counts at once."""
+    def _dense(self, tokens: int, table: dict[int, int]) -> int:
+        """Everything that depends on the number of tokens only, with graphs where the table's iterations have them.
+
+        Prices a page of counts at once.
+        """
         counts = _page(tokens)
-        padded = np.array([self.engine.padded(int(count)) for count in counts], dtype=float)
-        host_free = counts <= self.engine.graph_tokens
+        graph_tokens = self.engine.graph_tokens if table is self._tokens else 0
+        host_free = counts <= graph_tokens
+        padded = np.array(
+            [self.engine.padded(int(n)) if free else n for n, free in zip(counts, host_free, strict=True)], dtype=float
+        )
         total: Array = self._price(embedding_operators(self.arch, tokens=padded))
         for layers, dense in self._kinds():
             operators = [op for op in self._layer(padded, 0.0, 0.0, dense) if not isinstance(op, Attention)]
@@ -132,8 +140,8 @@ class ModelIterationTime(IterationTime):
             total = total + layers * np.where(host_free, device_s, launched_s)
         norm = head_operators(self.arch, tokens=padded, positions=1)[:1]
         total = total + self._price(norm)
-        self._tokens.update(zip(counts.tolist(), _ps(total), strict=True))
-        return self._tokens[tokens]
+        table.update(zip(counts.tolist(), _ps(total), strict=True))
+        return table[tokens]
 
     def _head(self, sampled: int) -> int:
         """LM head and sampling."""

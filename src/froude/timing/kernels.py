@@ -159,17 +159,35 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
 
 @work.register
 def _grouped(op: GroupedMatmul, rates: Rates) -> Work:
-    """As plain products, at the rate that the engine's kernels for experts reach of theirs."""
+    """As plain products, at the rate that the engine's kernels for experts reach; or, for few rows, in narrow tiles.
+
+    Where an expert sees few tokens kernels exchange the operands, so that the weights fill the tile's rows.
+    """
     plain = _matmul(op, rates)
-    reached = rates.constants.of_generation(f"gemm.grouped.{rates.stack.experts}", rates.device.name)
-    launches = op.batch * plain.kernels if rates.stack.experts == "streams" else None
-    return Work(plain.compute_s / reached, plain.memory_s, plain.kernels, launches)
+    if rates.own_machine:
+        return plain
+    if rates.stack.experts in ("library", "streams", "fused"):
+        reached = rates.constants.of_generation(f"gemm.grouped.{rates.stack.experts}", rates.device.name)
+        launches = op.batch * plain.kernels if rates.stack.experts == "streams" else None
+        return Work(plain.compute_s / reached, plain.memory_s, plain.kernels, launches)
+    kernels = f"gemm.grouped.{rates.stack.experts}.{_format(op)}"
+    reached = rates.constants.of_generation(kernels, rates.device.name) * rates.constants["gemm.grouped_in_situ"]
+    compute_s = np.minimum(plain.compute_s / reached, gemm_compute_s(op, rates, "gemm.narrow_tiles"))
+    return Work(compute_s, plain.memory_s, plain.kernels)
 
 
-def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
+def _format(op: Matmul) -> str:
+    """What weights are stored and multiplied in: "unpacked" where arithmetic is wider than storage."""
+    stored = op.element_bytes if op.weight_bytes is None else op.weight_bytes
+    if stored < op.element_bytes:
+        return "unpacked"
+    return "fp8-block" if op.dtype == "fp8" and stored > op.element_bytes else op.dtype
+
+
+def gemm_compute_s(op: Matmul, rates: Rates, tiles: str = "gemm.tiles") -> Array:
     """Arithmetic time of a product: whole tiles, in whole waves over the multiprocessors, each ramping up along k.
 
-    The library is taken to choose the best of a few tile shapes and splits of k.
+    The library is taken to choose the best of a few tile shapes and splits of k, of the table ``tiles``.
     """
     rate = rates.flops(op.dtype)
     if rates.own_machine:
@@ -178,9 +196,7 @@ def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
     ramp, rounding = rates.constants["gemm.ramp_k"], rates.constants["gemm.wave_rounding"]
     m, k, n, batch = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in (op.m, op.k, op.n, op.batch)))
     # One row per choice of tile and split, before the axes of the candidates.
-    rows, columns, speed, split = (
-        column.reshape(-1, *(1,) * m.ndim) for column in _choices(rates.constants, rates.constants["gemm.max_split"])
-    )
+    rows, columns, speed, split = (column.reshape(-1, *(1,) * m.ndim) for column in _choices(rates.constants, tiles))
     exact = np.ceil(m / rows) * np.ceil(n / columns) * (batch * split / units)
     waves = rounding * np.ceil(exact) + (1.0 - rounding) * np.maximum(exact, 1.0)
     per_unit = 2.0 * rows * columns / (speed * rate / units)
@@ -188,9 +204,10 @@ def gemm_compute_s(op: Matmul, rates: Rates) -> Array:
     return seconds
 
 
-def _choices(constants: Constants, max_split: float) -> tuple[Floats, ...]:
+def _choices(constants: Constants, tiles: str) -> tuple[Floats, ...]:
     """Tile rows, tile columns, relative speed and split of k of every choice a library has."""
-    table = [(*tile, split) for tile in constants.structured("gemm.tiles") for split in SPLITS if split <= max_split]
+    splits = [split for split in SPLITS if split <= constants["gemm.max_split"]]
+    table = [(*tile, split) for tile in constants.structured(tiles) for split in splits]
     return tuple(np.array(table, dtype=float).T)
 
 

@@ -12,7 +12,7 @@ from froude.core.spec import Spec
 
 AttentionKernel = Literal["unfused", "fused-softmax", "flash-1", "flash-2", "flash-3", "flash-te"]
 Fusion = Literal["unfused", "fused", "transformer-engine"]
-Host = Literal["hooked", "eager", "compiled", "partial-graphs", "graphs"]
+Host = Literal["hooked", "modules", "eager", "compiled", "partial-graphs", "graphs"]
 
 
 class Stack(Spec):
@@ -22,8 +22,8 @@ class Stack(Spec):
         name: what it is called.
         attention: generation of the attention kernel.
         fusion: how far elementwise work is fused.
-        host: how kernels are started: Python with per-layer hooks, eager Python, a compiled program, CUDA graphs of all
-            but the routed experts, CUDA graphs.
+        host: how kernels are started: Python with per-layer hooks, an engine's modules, eager Python, a compiled
+            program, CUDA graphs of all but the routed experts, CUDA graphs.
         tensor_overlap: tensor-parallel collectives alone, or in chunks alongside the products.
         gradient_overlap: data-parallel gradients (and ZeRO's parameters) alone, or by buckets alongside the backward
             (forward) pass.

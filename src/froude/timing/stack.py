@@ -21,6 +21,7 @@ class Stack(Spec):
     Attributes:
         name: what it is called.
         attention: generation of the attention kernel.
+        attention_products: attention of 8-bit jobs in 16 bits, or in 8 as well.
         fusion: how far elementwise work is fused.
         host: how kernels are started: Python with per-layer hooks, an engine's modules, eager Python, a compiled
             program, CUDA graphs of all but the routed experts, CUDA graphs.
@@ -55,12 +56,15 @@ class Stack(Spec):
             log-probabilities and two gradients in fp32 copies of their own.
         sequence_inputs: with sequence parallelism, the gathered inputs of products are gathered once more in the
             backward pass, or kept.
+        recomputed: what is cheap and runs again in the backward pass to save memory: norms and activation functions of
+            experts; or the up-projections of latent attention. (The ledger does not count what this saves.)
         load: long jobs of nothing but large products, whose power lowers the clock, or products between other work.
         source: where this is documented.
     """
 
     name: str
     attention: AttentionKernel = "flash-te"
+    attention_products: Literal["stream", "narrow"] = "stream"
     fusion: Fusion = "transformer-engine"
     host: Host = "eager"
     tensor_overlap: Literal["none", "chunked"] = "none"
@@ -82,6 +86,7 @@ class Stack(Spec):
     logits: Literal["split", "gathered"] = "split"
     loss: Literal["fused", "in-place", "copied", "library"] = "in-place"
     sequence_inputs: Literal["gathered-again", "kept"] = "gathered-again"
+    recomputed: Literal["none", "activations", "latents"] = "none"
     load: Literal["sustained", "mixed"] = "sustained"
     source: str = ""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.models.architecture import Experts
-from froude.models.operator import Elementwise, Matmul, Move, Operator, Routing
+from froude.models.operator import Elementwise, GroupedMatmul, Matmul, Move, Operator, Routing
 from froude.timing.cost import Collective
 from froude.timing.stack import Stack
 from froude.training.placement import LayoutBatch, Placement
@@ -21,7 +21,7 @@ def distinct(ranks: Array, picks: Array) -> Array:
 
 
 def routed_operators(
-    operators: Sequence[Operator], experts: Experts, batch: LayoutBatch, stack: Stack
+    operators: Sequence[Operator], experts: Experts, batch: LayoutBatch, stack: Stack, *, bias: bool
 ) -> list[Operator]:
     """The operators of a layer as the stack's kernels run them.
 
@@ -42,7 +42,16 @@ def routed_operators(
             result.append(replace(op, reads=0.0, writes=0.5, fusable=False))
         else:
             result.append(op)
+        if op.name == "experts-down" and bias and stack.experts == "streams":
+            result.append(_bias(op))
     return result
+
+
+def _bias(down: Operator) -> Elementwise:
+    """Biases of experts times probabilities, in 32 bits: product, sum, joining, cast (Megatron-Core's own)."""
+    assert isinstance(down, GroupedMatmul)
+    rows = down.m * down.batch
+    return Elementwise(name="experts-bias", dtype="fp32", rows=rows, width=down.n, reads=3.5, writes=3.5, fusable=False)
 
 
 def _moved(op: Move, experts: Experts, batch: LayoutBatch, stack: Stack) -> Move:

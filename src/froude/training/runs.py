@@ -198,6 +198,10 @@ def _architecture(row: _Row) -> Architecture:
         "embedding_norm",
         "latent",
         "mtp_layers",
+        "attention_bias",
+        "mlp_bias",
+        "sliding_window",
+        "full_attention_every",
     ):
         value = row.defaults.get(key, family.get(key))
         if value is not None:

@@ -99,7 +99,7 @@ def model_blocks(arch: Architecture, job: Job, batch: LayoutBatch, placement: Pl
     if arch.experts is not None and arch.experts.dense_layers:
         blocks["dense-layer"] = _layer(arch, job, batch, placement, stack, dense=True)
     if arch.mtp_layers:
-        blocks["mtp"] = _further_token(arch, job, batch, placement, blocks)
+        blocks["mtp"] = _further_token(arch, job, batch, placement, stack, blocks)
     return {
         name: replace(block, backward=(*block.backward, *_accumulation(block.parameters, job, batch, stack)))
         for name, block in blocks.items()
@@ -200,12 +200,12 @@ def _layer(
     ways = _ways(arch, placement)
     dtype = stream_dtype(job)
     operators = [
-        _product_dtype(op, job).shard(ways)
+        _product_dtype(op, job, stack).shard(ways)
         for op in layer_operators(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype, dense=dense)
     ]
     routed = arch.experts is not None and not dense
     if routed and arch.experts is not None:
-        operators = routed_operators(operators, arch.experts, batch, stack)
+        operators = routed_operators(operators, arch.experts, batch, stack, bias=arch.mlp_bias)
     out = next(i for i, op in enumerate(operators) if op.name == "attention-out") + 1
     opening, closing = _region_collectives(arch, job, batch, placement)
     attention_opening = opening
@@ -224,11 +224,11 @@ def _layer(
     forward: Work = (*attention, *there, *operators[out:], *back)
     last: Work = (*there, *back) if routed else region
     regions_backward: Work = (*attention_region, *ring_backward, *last)
-    again: Work = ()
+    again: Work = tuple(op for op in operators if _recomputed(op, stack))
     if batch.recompute == "full":
         again = forward
     elif batch.recompute == "selective":
-        again = tuple(op for op in operators if isinstance(op, Attention))
+        again = (*again, *(op for op in operators if isinstance(op, Attention)))
 
     held = layer_held(arch, job, batch, ways, stack, dense=dense)
     expert_parameters: Array = 0.0
@@ -248,7 +248,9 @@ def _layer(
     )
 
 
-def _further_token(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, blocks: Blocks) -> Block:
+def _further_token(
+    arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack, blocks: Blocks
+) -> Block:
     """A module that predicts one token further: two norms, a projection of both halves, a layer, and the LM head again.
 
     DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437, section 2.2; embedding and LM head are those of the model.
@@ -256,7 +258,7 @@ def _further_token(arch: Architecture, job: Job, batch: LayoutBatch, placement: 
     ways = _ways(arch, placement)
     tokens, hidden = batch.micro_batch * job.seq_len, arch.hidden
     joined = [
-        _product_dtype(op, job).shard(ways)
+        _product_dtype(op, job, stack).shard(ways)
         for op in (
             between("mtp-norm", tokens, 2 * hidden, stream_dtype(job), flops=4),
             linear("mtp-projection", tokens, 2 * hidden, hidden, {"m": INSIDE, "n": "ffn"}, stream_dtype(job)),
@@ -323,7 +325,8 @@ def _head(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement
     ways = _ways(arch, placement)
     tokens = batch.micro_batch * job.seq_len
     operators = [
-        _product_dtype(op, job).shard(ways) for op in head_operators(arch, tokens=tokens, dtype=stream_dtype(job))
+        _product_dtype(op, job, stack).shard(ways)
+        for op in head_operators(arch, tokens=tokens, dtype=stream_dtype(job))
     ]
     opening, _ = _region_collectives(arch, job, batch, placement)
     # The vocabulary-parallel loss exchanges a maximum, a sum and the target's logit per token, in fp32.
@@ -359,15 +362,24 @@ def _ways(arch: Architecture, placement: Placement) -> dict[str, Array]:
     return ways
 
 
-def _product_dtype(op: Operator, job: Job) -> Operator:
+def _recomputed(op: Operator, stack: Stack) -> bool:
+    """Whether the stack runs it again in the backward pass, whatever the layout says of attention."""
+    if stack.recomputed == "latents":
+        return op.name in ("query-up", "key-value-up")
+    return stack.recomputed == "activations" and op.name in ("input-norm", "mlp-norm", "experts-activation")
+
+
+def _product_dtype(op: Operator, job: Job, stack: Stack) -> Operator:
     """Narrow recipes run the matrix products of the layers in 8 or 4 bits; the rest of the stream stays in 16.
 
-    Attention, router and LM head stay in 16 bits too: NVIDIA 2025, "Pretraining Large Language Models with NVFP4",
-    arXiv:2509.25149, section 4, which keeps some layers in 16 bits as well; Megatron-Bridge's recipe
-    ``bf16_with_nvfp4_mixed`` does not.
+    Router and LM head stay in 16 bits too, and attention unless the stack has it in 8 (NVIDIA 2025, "Pretraining Large
+    Language Models with NVFP4", arXiv:2509.25149, section 4, which keeps some layers in 16 bits as well;
+    Megatron-Bridge's recipe ``bf16_with_nvfp4_mixed`` does not).
     """
     if job.precision in PRODUCT_DTYPES and isinstance(op, Matmul) and op.name not in ("lm-head", "router"):
         return replace(op, dtype=job.product_dtype)
+    if job.product_dtype == "fp8" and isinstance(op, Attention) and stack.attention_products == "narrow":
+        return replace(op, dtype="fp8")
     return op
 
 

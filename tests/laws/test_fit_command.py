@@ -77,6 +77,10 @@ def test_fit_then_predict(runs: Path, tmp_path: Path) -> None:
         (("--law", "hoffmann", "--columns", "loss=kind"), "holds text"),
         (("--law", "hoffmann", "--columns", "loss=final", "--holdout", "big:2"), "holdout"),
         (("--law", "hoffmann", "--columns", "loss"), "name=value"),
+        (("--law", "hoffmann", "--columns", "loss=final,parms=N"), "did you mean 'params'?"),
+        (("--law", "hoffmann", "--columns", "loss=final", "--where", "kind=1..3"), "holds text"),
+        (("--law", "hoffmann", "--columns", "loss=final", "--where", "D=1..3"), "leaves no rows"),
+        (("--law", "qqqq"), "it should be one of: "),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(runs: Path, tmp_path: Path, words: tuple, sentence: str) -> None:

@@ -20,7 +20,9 @@ def _fit(
     runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="A table of training runs, one row a run.")],
     law: Annotated[str, typer.Option("--law", help="A law's name (froude show laws), or 'all' to compare.")],
     columns: Annotated[str | None, typer.Option(help="Which column is which: loss=val_loss,params=N.")] = None,
-    where: Annotated[str | None, typer.Option(help="Only rows where columns have these values: val=edu.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only rows where columns have these values: val=edu,params=1e8..1e9.")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples behind the 80% intervals.")] = 200,
     holdout: Annotated[str | None, typer.Option(help="Also predict rows unseen: largest:0.15, random:0.2.")] = None,
     priors: Annotated[str | None, typer.Option(help="'published': hold exponents near published values.")] = None,

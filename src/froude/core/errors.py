@@ -26,20 +26,26 @@ class UnknownNameError(FroudeError):
         super().__init__(f"{field}: {value!r} is not known; {suggestion(str(value), known)}")
 
 
+LIKENESS = 0.5  # of two names (difflib's ratio) from which one may have been meant by the other
+LISTED = 12  # names offered when none is near
+
+
 def nearest(value: str, known: Iterable[str]) -> str | None:
-    """The known name that looks most like ``value``, or None when there is none to offer."""
+    """The known name that looks most like ``value``, or None when none is like it."""
     names = list(known)
     folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(value.lower(), folded, n=1, cutoff=0.0)
+    close = difflib.get_close_matches(value.lower(), folded, n=1, cutoff=LIKENESS)
     return folded[close[0]] if close else None
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:
-    """The clause that offers the nearest valid choice, for the end of an error sentence."""
+    """The clause that offers the nearest valid choice, or the choices there are, for the end of an error sentence."""
     names = list(known)
-    best = nearest(value, names)
-    if best is None:
+    if not names:
         return "there is nothing to choose from"
-    if len(names) <= 6:
-        return f"did you mean {best!r}? (one of: {', '.join(names)})"
-    return f"did you mean {best!r}?"
+    best = nearest(value, names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listed = f"one of: {', '.join(names[:LISTED])}{more}"
+    if best is None:
+        return f"it should be {listed}"
+    return f"did you mean {best!r}?" + (f" ({listed})" if len(names) <= 6 else "")

@@ -5,20 +5,24 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from froude.core.errors import FroudeError, InvalidValueError
+from froude.core.errors import FroudeError, InvalidValueError, UnknownNameError
 from froude.core.estimate import Estimate
+from froude.laws.diagnostics import halved_or_doubled, influence
 from froude.laws.fitted import FittedLaw, read_law
 from froude.laws.fitting import Fit, fit
 from froude.laws.law import LAWS, Law
+from froude.laws.library.mixing import PREFIX
 from froude.laws.published import published, published_sets
-from froude.laws.table import parse_pairs, read_table
+from froude.laws.table import ALIASES, parse_pairs, read_table
 
+INFLUENTIAL, SHOWN_INFLUENCE = 20, 3  # runs of largest residual that are left out in turn, and how many are told
+MOST_DIAGNOSED = 20_000  # rows times coefficients; beyond, leaving runs out takes longer than it tells
 SHOWN = {"name", "source", "data", "confidence", "ranges", "note"}  # of a published set
 
 
@@ -29,6 +33,8 @@ class Fits:
     fits: tuple[Fit, ...]
     skipped: Mapping[str, str]
     compared: bool
+    influence: tuple[Mapping[str, Any], ...] = ()
+    profile: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def best(self) -> Fit:
@@ -47,7 +53,7 @@ class Fits:
 
     def json(self) -> dict[str, Any]:
         """The best fit's contract; with ``--law all`` also every fit, and why others were skipped."""
-        result = self.best.json()
+        result = {**self.best.json(), "influence": list(self.influence), "profile": dict(self.profile)}
         if self.compared:
             result["laws"] = [one.json() for one in self.fits]
             result["skipped"] = [{"law": law, "reason": why} for law, why in self.skipped.items()]
@@ -86,10 +92,15 @@ def fit_file(
     if law != "all":
         LAWS.get(law)
     options["emphasis"] = _power(emphasis)
-    table = read_table(runs, parse_pairs(columns, "columns"))
+    named = parse_pairs(columns, "columns")
+    known = _fields()
+    for name in named:
+        if name not in known and not name.startswith(PREFIX):
+            raise UnknownNameError("columns", name, known)
+    table = read_table(runs, named)
     table = filter_rows(table, parse_pairs(where, "where"), str(runs))
     if law != "all":
-        return Fits((fit(law, table, holdout=holdout, where=str(runs), **options),), {}, False)
+        return _diagnosed((fit(law, table, holdout=holdout, where=str(runs), **options),), {}, False)
     fits, skipped = [], {}
     target = "loss"
     for name in LAWS.names():
@@ -103,21 +114,56 @@ def fit_file(
         name, why = next(iter(skipped.items()))
         raise FroudeError(f"{runs}: no law can be fitted to it; {name!r}, for one, says: {why}")
     fits.sort(key=lambda one: one.holdout.median_ape if one.holdout else np.inf)
-    return Fits(tuple(fits), skipped, True)
+    return _diagnosed(tuple(fits), skipped, True)
+
+
+def _diagnosed(fits: tuple[Fit, ...], skipped: Mapping[str, str], compared: bool) -> Fits:
+    """With what the best fit rests on, where it is wide enough to be worth asking and small enough to ask."""
+    best = fits[0]
+    if best.priors or best.n * len(best.law.symbols) > MOST_DIAGNOSED:
+        return Fits(fits, skipped, compared)
+    return Fits(fits, skipped, compared, tuple(influence(best, INFLUENTIAL)[:SHOWN_INFLUENCE]), halved_or_doubled(best))
 
 
 def filter_rows(table: Mapping[str, Any], where: Mapping[str, str], name: str) -> dict[str, Any]:
-    """Rows whose columns hold the given values (as text, or equal as numbers)."""
+    """Rows whose columns hold the given values: as text, equal as numbers, or within LOW..HIGH (either may be open)."""
     kept = dict(table)
     for column, wanted in where.items():
         if column not in kept:
-            raise InvalidValueError("where", column, f"is not a column of {name}")
+            raise UnknownNameError(f"where: column of {name}", column, kept)
         values = kept[column]
-        mask = np.array([str(value) == wanted or _equal(value, wanted) for value in values])
+        span = _span(wanted)
+        if span is not None:
+            try:
+                numeric = np.asarray(values, dtype=float)
+            except (TypeError, ValueError):
+                raise InvalidValueError(
+                    "where", f"{column}={wanted}", "is a range of a column that holds text"
+                ) from None
+            mask = (numeric >= span[0]) & (numeric <= span[1])
+        else:
+            mask = np.array([str(value) == wanted or _equal(value, wanted) for value in values])
         if not mask.any():
             raise InvalidValueError("where", f"{column}={wanted}", f"leaves no rows of {name}")
         kept = {key: np.asarray(value)[mask] for key, value in kept.items()}
     return kept
+
+
+def _fields() -> list[str]:
+    """What ``--columns`` can name: whatever a law reads or predicts, and what those follow from."""
+    read = {name for law in LAWS for name in (*law.inputs, law.target)}
+    return sorted(read | set(ALIASES) | {"seq_len", "embed_dim", "epochs", "weight", "index"})
+
+
+def _span(text: str) -> tuple[float, float] | None:
+    """``100..300``, ``100..`` or ``..300`` as numbers; None for anything else."""
+    low, dots, high = text.partition("..")
+    if not dots or not (low or high):
+        return None
+    try:
+        return float(low or "-inf"), float(high or "inf")
+    except ValueError:
+        return None
 
 
 def load(law: str) -> FittedLaw:

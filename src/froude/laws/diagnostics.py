@@ -11,7 +11,7 @@ from froude.core.arrays import Floats
 from froude.core.errors import UnknownNameError
 from froude.laws.fitting import Fit
 from froude.laws.law import unpack
-from froude.laws.objective import problem
+from froude.laws.objective import problem, residuals_of
 from froude.laws.optimise import bfgs
 
 HOLD = 1e8  # prior weight that keeps a coefficient where it is put, against an objective of order one
@@ -42,9 +42,24 @@ def profile(found: Fit, name: str, factor: float = 2.0, points: int = 21) -> tup
     return held, free.value_and_gradient(theta)[0]
 
 
+def halved_or_doubled(found: Fit) -> dict[str, dict[str, float]]:
+    """For each coefficient, by how much the objective rises (as a share) when it is halved or doubled, others refitted.
+
+    Where neither matters the optimum is flat: the data do not settle the coefficient.
+    """
+    rises = {}
+    for symbol in found.law.symbols:
+        if found.fitted.values()[symbol.name] == 0.0:
+            continue
+        _, objective = profile(found, symbol.name, points=3)
+        rise = np.maximum(objective / objective[1] - 1.0, 0.0) if objective[1] > 0 else np.zeros(3)
+        rises[symbol.name] = {"halved": float(rise[0]), "doubled": float(rise[2])}
+    return rises
+
+
 def influence(found: Fit, limit: int = 200) -> list[Mapping[str, Any]]:
     """How far leaving out each run (the ``limit`` with the largest residuals) moves the coefficients, largest first."""
-    residual = np.abs(np.log(found.table[found.law.target] / found.predicted))
+    residual = np.abs(residuals_of(found.law, found.table, found.predicted))
     rows = np.argsort(-residual)[:limit]
     count = found.n
     weights = np.ones((len(rows), count))

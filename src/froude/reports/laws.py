@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from froude.laws.check import LawCheck
     from froude.laws.fitting import Fit
 
+FLAT_RISE = 0.05  # of the objective, when a coefficient is halved or doubled and the others refitted
 ISO_FLOPS = 7  # curves, over the compute of the runs
 
 
@@ -65,6 +66,19 @@ def show_fits(fits: Fits) -> None:
         print_table(f"Laws by held-out error ({rule})", header, rows)
         print(f"not fitted, for want of columns or rows: {', '.join(fits.skipped)}\n" if fits.skipped else "")
     show_fit(fits.best)
+    _show_diagnosis(fits)
+
+
+def _show_diagnosis(fits: Fits) -> None:
+    values = fits.best.fitted.values()
+    for run in fits.influence[:1]:
+        changes = {name: left / values[name] - 1.0 for name, left in run["without"].items() if values[name]}
+        moved = max(changes, key=lambda name: abs(changes[name]))
+        print(f"most influential run: row {run['row']}; without it {moved} changes by {percent(changes[moved], 1)}")
+    flat = [name for name, rise in fits.profile.items() if min(rise.values()) < FLAT_RISE]
+    if flat:
+        least = percent(FLAT_RISE, 0)
+        print(f"flat: halving or doubling {', '.join(flat)} raises the objective by less than {least}, others refitted")
 
 
 def write_fits(fits: Fits, out: Path) -> None:

@@ -67,6 +67,17 @@ def test_the_run_is_a_trace_again(run: ServeRun) -> None:
     assert trace.measured["ttft_s"] == pytest.approx(run.latencies.ttft_s, abs=1e-5)
 
 
+def test_the_command_writes_a_page_with_pictures(tmp_path: Path) -> None:
+    spec(tmp_path / "unused").write(tmp_path / "spec.yaml")
+    command = [sys.executable, "-m", "froude.cli", "run", "serve", str(tmp_path / "spec.yaml"), "--json"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["completed"] == 24
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "simulated" in page and "time to first token, p99" in page
+    assert not (tmp_path / "unused").exists()
+
+
 def test_the_timeline_has_every_iteration_and_request(run: ServeRun) -> None:
     events = json.loads((run.out / "timeline.json").read_text())["traceEvents"]
     complete = [event for event in events if event["ph"] == "X"]

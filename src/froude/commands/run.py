@@ -62,7 +62,9 @@ def run_serve(
     as_json: Json = False,
 ) -> None:
     """Replay a request trace through a real engine, in real time. Ctrl-C keeps what was finished."""
+    from froude.reports.serve_page import write_run_page
     from froude.reports.serve_runs import ServeBar, print_serve_run
+    from froude.runtime.engine.api import check_requests
     from froude.runtime.engine.api import run_serve as run
     from froude.runtime.engine.spec import ServeSpec
 
@@ -74,7 +76,9 @@ def run_serve(
         described = ServeSpec.parse({**described.model_dump(exclude_none=True), **changes}, where=str(spec))
     with ServeBar(silent=as_json) as bar:
         result = run(described, on_progress=bar)
-    emit(result.json(), as_json=as_json, show=lambda: print_serve_run(result))
+    check = check_requests(result.out) if result.predictable else None
+    write_run_page(result, check)
+    emit(result.json(), as_json=as_json, show=lambda: print_serve_run(result, check))
     if result.log.interrupted:
         raise typer.Exit(130)
 

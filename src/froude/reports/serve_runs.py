@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from froude.runtime.engine.check import RequestsCheck
     from froude.runtime.engine.twin import TwinCheck
 
-_NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
+LATENCIES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
 
 
 class ServeBar:
@@ -50,26 +50,33 @@ class ServeBar:
         self._progress.update(self._task, description=what, completed=done, refresh=True)
 
 
-def print_serve_run(run: ServeRun) -> None:
-    """Latencies of a replay, and where its files are."""
+def run_rows(run: ServeRun) -> list[tuple[str, ...]]:
+    """Mean and quantiles of each latency."""
+    facts = run.json()
+    return [
+        (LATENCIES[metric], *(seconds(facts[f"{metric}_s"][q]) for q in ("mean", "p50", "p90", "p99")))
+        for metric in LATENCIES
+    ]
+
+
+def print_serve_run(run: ServeRun, check: RequestsCheck | None) -> None:
+    """Latencies of a replay, what the simulator makes of it, and where its files are."""
     facts = run.json()
     state = "interrupted, " if run.log.interrupted else ""
     title = f"{facts['completed']} of {facts['requests']} requests served in {seconds(facts['duration_s'])} ({state}"
     title += f"{si(facts['output_tokens_per_s'])} output tokens/s, {facts['preemptions']} preemptions)"
-    rows = [
-        (_NAMES[metric], *(seconds(facts[f"{metric}_s"][q]) for q in ("mean", "p50", "p90", "p99")))
-        for metric in _NAMES
-    ]
-    print_table(title, ("", "mean", "p50", "p90", "p99"), rows)
-    print(f"Written to {run.out}: requests.jsonl, meta.json, iterations.csv, calibration.csv, timeline.json (Perfetto)")
-    print(f"Compare with the simulator: froude check requests {run.out}")
+    print_table(title, ("", "mean", "p50", "p90", "p99"), run_rows(run))
+    if check is not None:
+        print_requests_check(check)
+    print(f"Written to {run.out}: report.html, requests.jsonl, meta.json, iterations.csv, timeline.json (Perfetto)")
+    print(f"Predict it from another run's calibration: froude check requests {run.out} --calibrated-on OTHER_RUN")
 
 
-def print_requests_check(check: RequestsCheck) -> None:
+def check_rows(check: RequestsCheck) -> list[tuple[str, ...]]:
     """Predicted and measured side by side, and the errors."""
     predicted, measured = check.summaries()
     rows: list[tuple[str, ...]] = []
-    for metric, name in _NAMES.items():
+    for metric, name in LATENCIES.items():
         errors = check.errors(metric)
         for quantile in ("mean", "p50", "p99"):
             rows.append(
@@ -82,14 +89,19 @@ def print_requests_check(check: RequestsCheck) -> None:
                 )
             )
     rows.append(("output tokens/s", *map(si, check.throughputs), _signed(check.throughput_error), ""))
-    here = check.on_this_machine
-    if here is not None:
-        rows.append(("preemptions", *map(str, here.preemptions), "", ""))
+    if check.on_this_machine is not None:
+        rows.append(("preemptions", *map(str, check.on_this_machine.preemptions), "", ""))
+    return rows
+
+
+def print_requests_check(check: RequestsCheck) -> None:
+    """Predicted and measured side by side, and the errors."""
     print_table(
         f"{len(check.measured.e2e_s)} requests, simulated and served",
         ("", "simulated", "served", "error", "median of single requests"),
-        rows,
+        check_rows(check),
     )
+    here = check.on_this_machine
     if here is not None and here.slowdown == here.slowdown:  # known of engines whose iterations are seen
         print(
             f"Calibrated on {here.calibration.iterations} iterations, median error "

@@ -25,17 +25,25 @@ from froude.serving.metrics import Latencies
 from froude.serving.policy import Sequence
 from froude.workloads.trace import Trace
 
+_FEWEST_REQUESTS = 8
 Progress = Callable[[str, float], None]
 """What is going on, and how much of it is done (0 to 1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeRun:
-    """A replay that was done and written to ``out``."""
+    """A replay that was done and written to ``out``; ``calibrated`` iterations were timed beside it."""
 
+    spec: ServeSpec
     out: Path
     log: Log
     latencies: Latencies
+    calibrated: int
+
+    @property
+    def predictable(self) -> bool:
+        """Whether the machine was calibrated beside the run, so that a prediction owes nothing to its own figures."""
+        return bool(self.calibrated) and not self.log.interrupted
 
     def json(self) -> dict[str, Any]:
         """As `froude run serve --json` prints it."""
@@ -99,7 +107,7 @@ def run_serve(spec: ServeSpec, on_progress: Progress | None = None) -> ServeRun:
     out = Path(spec.out)
     write_run(out, log, meta, before, after)
     spec.write(out / "spec.yaml")
-    return ServeRun(out, log, logged(log))
+    return ServeRun(spec, out, log, logged(log), len(before) + len(after))
 
 
 def check_requests(
@@ -144,6 +152,18 @@ def _probe(host: Host, trace: Trace, seed: int, say: Progress) -> list[Measured]
         return []
     longest = int((trace.input_tokens + trace.output_tokens).max())
     chunk = min(spec.chunk_tokens, int(trace.input_tokens.max()))
+    if spec.engine == "vllm":
+        return _calibration_load(host, seed)
     whole = max(1, spec.kv_blocks - spec.max_seqs - 2)  # every sequence may leave most of its last block empty
     todo = compositions(spec.max_seqs, chunk, longest, whole * spec.block_tokens, seed)
     return host.probe(todo, spec.calibration_s / 2, lambda done: say("calibrating", done))
+
+
+def _calibration_load(host: Host, seed: int) -> list[Measured]:
+    """Iterations of other requests like these: an engine with its own scheduler is not told what to compute."""
+    spec = host.spec.model_copy(update={"seed": host.spec.seed + 1 + seed})
+    trace = spec.load()
+    early = int(np.searchsorted(trace.arrival_s, spec.calibration_s / 2.0))
+    trace = trace.first(min(len(trace), max(_FEWEST_REQUESTS, early)))
+    log = host.serve(spec, make_arrivals(spec, trace, host.vocab))
+    return [iteration.measured for iteration in log.iterations]

@@ -221,7 +221,8 @@ class _Session:
         self.say("warming up", 0.0)
         per_s = self._capacity(MIX)
         self.slice_rate = CALIBRATED_SHARE * per_s
-        todo = [(name, self._at({"trace": mix}, share * self._capacity(mix))) for name, mix, share in LOADS]
+        most = {mix: self._capacity(mix) for mix in dict.fromkeys(mix for _, mix, _ in LOADS)}
+        todo = [(name, self._at({"trace": mix}, share * most[mix])) for name, mix, share in LOADS]
         if self.base.engine == "froude":
             rate = CONTENTION_SHARE * per_s
             todo += [(name, self._at({**CONTENTION, "scheduler": name, **knobs}, rate)) for name, knobs in SCHEDULERS]

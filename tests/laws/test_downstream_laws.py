@@ -11,6 +11,7 @@ from froude.laws.law import LAWS
 from froude.laws.library.clustered_downstream import map_to_all, scalable
 from froude.laws.library.fine_tuning_cost import largest_batch
 from froude.laws.library.loss_to_accuracy import score_chain
+from froude.laws.library.optimal_transport import project, transport_distance
 from froude.laws.library.question_coverage import QuestionCoverage, matched_samples, spend
 
 SIZES = {"70m": 7e7, "160m": 1.6e8, "410m": 4.1e8, "1b": 1e9, "1.4b": 1.4e9, "2.8b": 2.8e9, "6.9b": 6.9e9, "12b": 12e9}
@@ -112,3 +113,30 @@ def test_fine_tuning_fits_larger_batches_with_fewer_experts() -> None:
     values = {"c_2": 0.5, "c_3": 0.6, "c_4": 0.4}
     speed = law.predict({"batch": np.array([1.0, 2.0, 4.0, 8.0]), "active_share": 1.0}, values)
     assert np.ptp(np.diff(speed)) < 1e-12 and speed[0] == pytest.approx(0.4)
+
+
+def test_score_falls_with_the_distance_of_a_mixture() -> None:
+    """A line through a few mixtures of a source like the task and one unlike it predicts the rest, at more data too."""
+    rng = np.random.default_rng(0)
+    task = rng.standard_normal((150, 3))
+    away = np.array([1.5, 0.0, 0.0])
+
+    def mixture(share: float, count: int) -> np.ndarray:
+        return rng.standard_normal((count, 3)) + away * (rng.random(count) < share)[:, None]
+
+    def score(share: float, count: int) -> float:
+        """Of the mean of the data as an estimate of the task's: nearer is better."""
+        errors = [np.linalg.norm(mixture(share, count).mean(axis=0)) for _ in range(200)]
+        return 1.0 - 0.2 * float(np.mean(errors))
+
+    shares = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    far = np.array([transport_distance(mixture(share, 150), task) for share in shares])
+    assert (np.diff(far) > 0).all()
+    rows = [(d, n, score(s, n)) for n in (40, 80) for s, d in zip(shares, far, strict=True)]
+    columns = np.array(rows, dtype=float).T
+    found = fit("optimal-transport", dict(zip(("distance", "examples", "score"), columns, strict=True)))
+    assert found.r2 > 0.94
+    middle = transport_distance(mixture(0.6, 150), task)
+    small, large = (found.fitted.predict(distance=middle, examples=n)[0].value for n in (40.0, 80.0))
+    assert project(small, large, 40, 80, 320) == pytest.approx(score(0.6, 320), abs=0.02)
+    assert project(small, large, 40, 80, 80) == pytest.approx(large)

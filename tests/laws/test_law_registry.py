@@ -37,6 +37,7 @@ DECADES = {
     "accelerator_hours": (0, 4),
     "flops_ratio": (0, 2),
     "width_share": (-1, 0),
+    "distance": (-1, 1),
     "weight_bits": (0.5, 1.2),
     "activation_bits": (0.5, 1.2),
     "cache_bits": (0.5, 1.2),

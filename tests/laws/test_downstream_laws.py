@@ -10,6 +10,7 @@ from froude.laws.fitting import fit
 from froude.laws.law import LAWS
 from froude.laws.library.clustered_downstream import map_to_all, scalable
 from froude.laws.library.fine_tuning_cost import largest_batch
+from froude.laws.library.idealized_runtime import idealized_cost
 from froude.laws.library.loss_to_accuracy import score_chain
 from froude.laws.library.optimal_transport import project, transport_distance
 from froude.laws.library.question_coverage import QuestionCoverage, matched_samples, spend
@@ -140,3 +141,28 @@ def test_score_falls_with_the_distance_of_a_mixture() -> None:
     small, large = (found.fitted.predict(distance=middle, examples=n)[0].value for n in (40.0, 80.0))
     assert project(small, large, 40, 80, 320) == pytest.approx(score(0.6, 320), abs=0.02)
     assert project(small, large, 40, 80, 80) == pytest.approx(large)
+
+
+def test_requests_alone_take_a_part_per_prompt_and_per_token(law_data) -> None:
+    """Uncontended Llama 2 70B and BLOOM: from requests of fewer tokens, the longest within 10% in the median."""
+    table = pl.read_csv(law_data.parent / "serve_measured.csv", infer_schema_length=None)
+    alone = table.filter(pl.col("concurrency_or_rate").is_in(["c=1", "static batch=1"]))
+    alone = alone.with_columns(pl.col("value").cast(pl.Float64, strict=False))
+    keys = ["source", "model", "device", "tp", "engine", "isl", "osl"]
+    wide = alone.filter(pl.col("metric").is_in(["ttft_ms", "tpot_ms"])).pivot(
+        on="metric", index=keys, values="value", aggregate_function="median"
+    )
+    errors = []
+    for _, rows in wide.drop_nulls(["ttft_ms", "tpot_ms"]).group_by(keys[:5]):
+        if len(rows) < 8:
+            continue
+        prompt, output = (rows[name].cast(pl.Float64).to_numpy() for name in ("isl", "osl"))
+        seconds = 1e-3 * (rows["ttft_ms"].to_numpy() + rows["tpot_ms"].to_numpy() * (output - 1.0))
+        short = np.argsort(prompt + output)[: int(0.75 * len(rows))]
+        made = {"prompt_tokens": prompt[short], "output_tokens": output[short], "time_s": seconds[short]}
+        law = fit("idealized-runtime", made, starts=40).fitted
+        predicted = law.predict_arrays({"prompt_tokens": prompt, "output_tokens": output})[0]
+        long = np.setdiff1d(np.arange(len(rows)), short)
+        errors += [*np.abs(predicted[long] / seconds[long] - 1.0)]
+    assert len(errors) > 10 and np.median(errors) < 0.1
+    assert idealized_cost(3600.0, 8, 2.0) == 16.0

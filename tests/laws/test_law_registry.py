@@ -38,6 +38,8 @@ DECADES = {
     "flops_ratio": (0, 2),
     "width_share": (-1, 0),
     "distance": (-1, 1),
+    "prompt_tokens": (2, 4),
+    "output_tokens": (1, 3),
     "weight_bits": (0.5, 1.2),
     "activation_bits": (0.5, 1.2),
     "cache_bits": (0.5, 1.2),

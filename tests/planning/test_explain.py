@@ -176,3 +176,17 @@ def test_the_command(tmp_path: Path) -> None:
     assert printed.exit_code == 0
     assert "how to check" in printed.stdout
     assert (tmp_path / "report" / "report.html").read_text("utf-8").count("<table>") >= 2
+
+
+def test_learned_constants_are_where_an_explanation_starts(tmp_path: Path) -> None:
+    one = plan()
+    file = tmp_path / "ours.yaml"
+    Calibration(constants={"clock.ampere": 0.6}).write(file)
+    usual, ours = explain(one), explain(one, constants=file)
+    assert ours.step_s == pytest.approx(step_s(Calibration.read(file).apply(Scenario.of(one)), one), rel=1e-6)
+    assert ours.step_s > usual.step_s
+    # what a step takes by those constants needs no cause
+    told = rank_suspects(Scenario.of(one), one.layout, ours.step_s, Calibration.read(file))
+    assert told[0].predicted_step_s == pytest.approx(ours.step_s, rel=0.05)
+    clock = next(suspect for suspect in told if suspect.constant == "clock.ampere")
+    assert clock.assumed == 0.6 and abs(clock.sigmas) < 0.1

@@ -22,6 +22,9 @@ def explain(
         float | None, typer.Option(help="What a step really took: what explains the gap?", show_default=False)
     ] = None,
     against: Annotated[str | None, typer.Option(help="Why not this layout: dp=32,tp=8,...", show_default=False)] = None,
+    constants: Annotated[
+        Path | None, typer.Option(help="Constants of this cluster, as `froude calibrate` writes.", show_default=False)
+    ] = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -30,7 +33,9 @@ def explain(
     from froude.reports.explain import show_explanation, write_explanation_report
     from froude.training.plan import TrainPlan
 
-    found = planning.explain(TrainPlan.read(plan), measured_step_s=measured_step_s, against=against)
+    found = planning.explain(
+        TrainPlan.read(plan), measured_step_s=measured_step_s, against=against, constants=constants
+    )
     wrote = None
     if out is not None:
         wrote = write_explanation_report(found, out, " ".join(["froude", *sys.argv[1:]]))

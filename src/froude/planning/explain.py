@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from froude.machines.cluster import parse_cluster
 from froude.planning.suspects import Suspect, rank_suspects
 from froude.training.accuracy import step_spread
 from froude.training.api import PlannedLayout
+from froude.training.calibration import Calibration
 from froude.training.ledger import probability_of_fit
 from froude.training.outcome import outcome
 from froude.training.plan import Layout, TechniqueUse, TrainPlan
@@ -127,7 +129,12 @@ class Explanation:
 
 
 def explain(
-    plan: TrainPlan, *, measured_step_s: float | None = None, against: str | None = None, changes: int = 3
+    plan: TrainPlan,
+    *,
+    measured_step_s: float | None = None,
+    against: str | None = None,
+    changes: int = 3,
+    constants: str | os.PathLike[str] | None = None,
 ) -> Explanation:
     """Explain a plan's step.
 
@@ -137,17 +144,20 @@ def explain(
         against: fields of another layout, such as ``dp=32,tp=8``; the others as in the plan, data parallelism as the
             devices allow. By default the best layouts of other kinds.
         changes: how many helpful changes to name.
+        constants: file of constants that `froude calibrate` wrote.
 
     Raises:
         FroudeError: when the plan, the other layout or the measured step is impossible, saying why.
     """
-    scenario = Scenario.of(plan)
+    known = None if constants is None else Calibration.read(constants)
+    as_planned = Scenario.of(plan)
+    scenario = as_planned if known is None else known.apply(as_planned)
     prediction = predict(scenario, [plan.layout])[0]
     planned = PlannedLayout(parse_cluster(plan.cluster), prediction, outcome(scenario, prediction), plan, scenario)
-    here = _Here(plan, scenario, prediction, waterfall(prediction))
+    here = _Here(plan, scenario, prediction, waterfall(prediction), known)
     suspects: list[Suspect] = []
     if measured_step_s is not None:
-        suspects = rank_suspects(scenario, plan.layout, measured_step_s)
+        suspects = rank_suspects(as_planned, plan.layout, measured_step_s, known)
     return Explanation(
         planned,
         here.waterfall,
@@ -172,6 +182,7 @@ class _Here:
     scenario: Scenario
     prediction: StepPrediction
     waterfall: Waterfall
+    known: Calibration | None = None
 
     def other(self, what: str, prediction: StepPrediction, uses: tuple[TechniqueUse, ...] = ()) -> Other:
         """Something else that was predicted, next to the plan."""
@@ -230,6 +241,7 @@ def _better_techniques(here: _Here) -> Iterator[Other]:
         use = TechniqueUse(name=name)
         try:
             scenario = Scenario.of(here.plan.model_copy(update={"techniques": (*here.plan.techniques, use)}))
+            scenario = scenario if here.known is None else here.known.apply(scenario)
             (prediction,) = predict(scenario, [here.plan.layout])
         except FroudeError:
             continue  # it cannot be used with this plan

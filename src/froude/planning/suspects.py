@@ -60,19 +60,24 @@ class _Weighed:
     log_weight: float
 
 
-def rank_suspects(scenario: Scenario, layout: Layout, measured_step_s: float) -> list[Suspect]:
+def rank_suspects(
+    scenario: Scenario, layout: Layout, measured_step_s: float, known: Calibration | None = None
+) -> list[Suspect]:
     """Suspects by plausibility, given what a step took.
+
+    ``known`` are constants learned from this cluster; others are suspected beside them.
 
     Raises:
         FroudeError: when the measured step is no duration, or the plan is impossible.
     """
     if not math.isfinite(measured_step_s) or measured_step_s <= 0:
         raise InvalidValueError("measured-step-s", measured_step_s, "is not a duration in seconds above 0")
-    base_s = predicted_step_s(scenario, layout)
+    known = known or Calibration()
+    base_s = predicted_step_s(known.apply(scenario), layout)
     weighed = [
-        *_constants(scenario, layout, measured_step_s, base_s),
-        *_speeds(scenario, layout, measured_step_s, base_s),
-        *_choices(scenario, layout, measured_step_s, base_s),
+        *_constants(scenario, layout, known, measured_step_s, base_s),
+        *_speeds(scenario, layout, known, measured_step_s, base_s),
+        *_choices(scenario, layout, known, measured_step_s, base_s),
     ]
     if not weighed:
         return []
@@ -83,19 +88,21 @@ def rank_suspects(scenario: Scenario, layout: Layout, measured_step_s: float) ->
     return sorted(found, key=lambda s: (-s.plausibility, s.name))
 
 
-def _constants(scenario: Scenario, layout: Layout, measured_s: float, base_s: float) -> Iterator[_Weighed]:
+def _constants(
+    scenario: Scenario, layout: Layout, known: Calibration, measured_s: float, base_s: float
+) -> Iterator[_Weighed]:
     table = default_constants().table
     for name, constant in table.items():
         entry = _entry(name)
         if entry is None or not _uncertain(constant) or not _concerns(name, scenario):
             continue
-        value = float(constant.value)
+        value = known.constants.get(name, float(constant.value))
         sigma = constant.prior[1] if constant.prior else float(entry["sigma"])
         most = math.log(entry["most"] / value) / sigma if "most" in entry else FARTHEST
 
         def step_s(z: float, name: str = name, value: float = value, sigma: float = sigma) -> float:
-            changed = Calibration(constants={name: value * math.exp(sigma * z)})
-            return predicted_step_s(changed.apply(scenario), layout)
+            moved = {**known.constants, name: value * math.exp(sigma * z)}
+            return predicted_step_s(known.model_copy(update={"constants": moved}).apply(scenario), layout)
 
         found = _most_plausible(step_s, measured_s, base_s, (-FARTHEST, min(FARTHEST, most)))
         if found is not None:
@@ -105,31 +112,37 @@ def _constants(scenario: Scenario, layout: Layout, measured_s: float, base_s: fl
             yield _Weighed(suspect, -0.5 * z**2 + _log_likelihood(predicted_s, measured_s))
 
 
-def _speeds(scenario: Scenario, layout: Layout, measured_s: float, base_s: float) -> Iterator[_Weighed]:
+def _speeds(
+    scenario: Scenario, layout: Layout, known: Calibration, measured_s: float, base_s: float
+) -> Iterator[_Weighed]:
     """A profile's figures are its own: what differs is how fast the machine is now."""
     if not scenario.own_machine:
         return
     for entry in _table()["profile"]:
         speed: Speed = entry["speed"]
-        sigma = float(entry["sigma"])
+        sigma, value = float(entry["sigma"]), known.profile.get(speed, 1.0)
 
-        def step_s(z: float, speed: Speed = speed, sigma: float = sigma) -> float:
-            return predicted_step_s(Calibration(profile={speed: math.exp(sigma * z)}).apply(scenario), layout)
+        def step_s(z: float, speed: Speed = speed, sigma: float = sigma, value: float = value) -> float:
+            moved = {**known.profile, speed: value * math.exp(sigma * z)}
+            return predicted_step_s(known.model_copy(update={"profile": moved}).apply(scenario), layout)
 
         found = _most_plausible(step_s, measured_s, base_s, (-FARTHEST, FARTHEST))
         if found is not None:
             z, predicted_s = found
-            suspect = Suspect(entry["name"], speed, 1.0, math.exp(sigma * z), z, predicted_s, 0.0, entry["check"])
+            needed = value * math.exp(sigma * z)
+            suspect = Suspect(entry["name"], speed, value, needed, z, predicted_s, 0.0, entry["check"])
             yield _Weighed(suspect, -0.5 * z**2 + _log_likelihood(predicted_s, measured_s))
 
 
-def _choices(scenario: Scenario, layout: Layout, measured_s: float, base_s: float) -> Iterator[_Weighed]:
+def _choices(
+    scenario: Scenario, layout: Layout, known: Calibration, measured_s: float, base_s: float
+) -> Iterator[_Weighed]:
     for entry in _table()["choice"]:
         changed, other, assumed, needed = _chosen(entry, scenario, layout)
         if assumed == needed or changed.objection(other) is not None:
             continue
         try:
-            predicted_s = predicted_step_s(changed, other)
+            predicted_s = predicted_step_s(known.apply(changed), other)
         except FroudeError:
             continue
         if abs(predicted_s / base_s - 1.0) < LEAST_EFFECT:

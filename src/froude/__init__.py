@@ -41,6 +41,7 @@ _PUBLIC: dict[str, str] = {
     "measure_device": "froude.tank.device",
     "check_train": "froude.training.measured",
     "check_memory": "froude.training.measured",
+    "check_calibration": "froude.planning.calibration_check",
     "check_kernels": "froude.timing.kernel_check",
     "check_oom": "froude.training.measured",
     "run_serve": "froude.runtime.engine.api",

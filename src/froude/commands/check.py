@@ -135,6 +135,20 @@ def check_twin(
     emit(result.json(), as_json=as_json, show=lambda: print_twin(result), warnings=result.warnings)
 
 
+@group.command("calibrate")
+def _calibrate(
+    table: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Measured steps, one row a run.")],
+    runs: Annotated[int, typer.Option(help="Runs of a source to learn from.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """What `froude calibrate` on a few runs of a source does for the rest of that source."""
+    from froude.planning.calibration_check import check_calibration
+    from froude.reports.checks import show_calibration_check
+
+    result = check_calibration(table, runs=runs)
+    emit(result.json(), as_json=as_json, show=lambda: show_calibration_check(result), assumptions=[_COMPLETED])
+
+
 @group.command("kernels")
 def _kernels(
     folder: Annotated[

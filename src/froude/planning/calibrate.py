@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -26,6 +26,7 @@ from froude.training.calibration import Calibration
 from froude.training.measured import predicted_step_s
 from froude.training.plan import TrainPlan
 from froude.training.scores import Scores
+from froude.training.step import Scenario
 
 ROUNDS = 4
 FARTHEST = 4.0
@@ -199,19 +200,19 @@ def calibrate(
 
 def learn(runs: Sequence[Observed]) -> Calibrated:
     """Fit, and leave each run out in turn."""
-    parameters = _parameters(runs)
+    parameters = free_parameters(run.scenario for run in runs)
     fit = _Fit(runs, parameters)
     before = fit.log_steps(np.zeros(len(parameters)))
     parameters = fit.keep_those_that_matter(before)
-    point, log_fitted, slopes, noise = fit.solve(before)
+    point, log_fitted, slopes, spread = fit.solve(before)
     held_out = None
     if len(runs) > 1:
         held_out = np.empty(len(runs))
         for i in range(len(runs)):
             others = np.arange(len(runs)) != i
-            without = fit.linear(point, log_fitted[others], slopes[others], fit.measured[others], noise)
+            without = fit.linear(point, log_fitted[others], slopes[others], fit.measured[others], spread)
             held_out[i] = math.exp(fit.log_step(runs[i], without))
-    information = np.eye(len(parameters)) + slopes.T @ slopes / noise**2
+    information = np.eye(len(parameters)) + slopes.T @ slopes / spread**2
     spreads = np.sqrt(np.diag(np.linalg.inv(information)))
     learned = tuple(Learned(p, p.at(z), p.spread * s) for p, z, s in zip(parameters, point, spreads, strict=True))
     return Calibrated(
@@ -266,17 +267,17 @@ class _Fit:
         """The most plausible point, the steps and their slopes there, and the scatter that remains."""
         point, here = np.zeros(len(self.parameters)), before
         slopes = self.slopes(point, here)
-        noise = _noise()
-        # Runs are first taken to scatter as repeated ones do. What constants then cannot explain is scatter too, or a
-        # few runs would pull them too far: once more with that.
+        spread = noise(own_machine=any(run.scenario.own_machine for run in self.runs))
+        # What the constants cannot explain is scatter, or a few runs would pull them too far. Where runs scatter more
+        # than is usual: once more with that.
         for _ in range(2):
-            point, here, slopes = self._descend(point, here, slopes, noise)
+            point, here, slopes = self._descend(point, here, slopes, spread)
             free = max(1, len(self.runs) - len(self.parameters))
             scatter = float(np.sqrt(((here - self.measured) ** 2).sum() / free))
-            if scatter <= noise:
+            if scatter <= spread:
                 break
-            noise = scatter
-        return point, here, slopes, noise
+            spread = scatter
+        return point, here, slopes, spread
 
     def _descend(self, point: Floats, here: Floats, slopes: Floats, noise: float) -> tuple[Floats, Floats, Floats]:
         """Gauss-Newton from a point, with shorter steps where a whole one leads uphill."""
@@ -312,12 +313,11 @@ class _Fit:
         return float((((here - self.measured) / noise) ** 2).sum() + (point**2).sum())
 
 
-def _parameters(runs: Sequence[Observed]) -> list[Parameter]:
-    """What may be learned from these runs."""
+def free_parameters(scenarios: Iterable[Scenario]) -> list[Parameter]:
+    """What may be learned from runs of these scenarios."""
     table, base = _table(), default_constants()
     found: dict[str, Parameter] = {}
-    for run in runs:
-        scenario = run.scenario
+    for scenario in scenarios:
         if scenario.own_machine:
             for entry in table["profile"]:
                 found[entry["name"]] = Parameter(entry["name"], entry["meaning"], 1.0, entry["spread"], profile=True)
@@ -335,5 +335,6 @@ def _table() -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath("calibration.toml").read_text("utf-8"))
 
 
-def _noise() -> float:
-    return float(_table()["noise"]["value"])
+def noise(*, own_machine: bool) -> float:
+    """Standard deviation of the logarithm of a step that these constants cannot explain."""
+    return float(_table()["noise"]["profile" if own_machine else "cluster"]["value"])

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 from froude.core.measurements import Skipped
+from froude.planning.calibration_check import CalibrationCheck
 from froude.reports.tables import console, percent, print_table, seconds
 from froude.timing.kernel_check import SHORTEST_S, KernelCheck
 from froude.timing.kernel_tables import KINDS
@@ -36,6 +37,19 @@ def show_check(title: str, check: Check) -> None:
         f"{completed.n} were completed from source_defaults.toml: {_signed(completed.median_ape)}"
     )
     _show_skipped(check.rows, check.skipped)
+
+
+def show_calibration_check(check: CalibrationCheck) -> None:
+    """Errors of the rest of each source, before and after learning from a few of its runs."""
+    rows = [
+        [item.source, item.kind, str(item.n), percent(item.before), percent(item.after), percent(item.helped, 0)]
+        for item in check.sources
+    ]
+    for kind in check.kinds:
+        before, after = check.alike(kind)
+        rows.append(["sources alike", kind, "", percent(before), percent(after), ""])
+    title = f"Median error of the rest of a source, after learning from {check.runs} of its runs (median over draws)"
+    print_table(title, ["source", "kind", "rows", "before", "after", "draws that helped"], rows, left=2)
 
 
 def show_kernels(check: KernelCheck) -> None:

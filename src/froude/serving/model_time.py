@@ -27,7 +27,7 @@ from froude.models.transformer import (
     ragged_layer_operators,
 )
 from froude.serving.engine_spec import EngineSpec
-from froude.serving.iteration import FOREVER, IterationTime, Prompts, longer
+from froude.serving.iteration import IterationTime, Prompts, longer
 from froude.serving.precision import find_precision
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, CostModel
@@ -70,18 +70,19 @@ class ModelIterationTime(IterationTime):
         self._step_ps = round(engine.step_s.value * PS)
         self._sequence_ps = round(engine.sequence_s.value * PS)
         self._key_ps, self._row_ps = self._decode_line()
+        self._launch_ps = round(self._launch_s() * PS)
         self._tokens: dict[int, int] = {}
-        self._launched: dict[int, int] = self._tokens if engine.graph_prompts else {}
         self._sampled: dict[int, int] = {}
         self._chunks: dict[int, tuple[int, int]] = {}
 
     def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
         """See `IterationTime`."""
         first, slope = self.device(decoding, context, prompts)
-        host = self.host(decoding + len(prompts))
-        if not self.engine.overlap:
-            return first + host, slope, FOREVER
-        return longer(first, slope, host)
+        launch, host = self.launch(decoding, prompts), self.host(decoding + len(prompts))
+        if self.engine.overlap:
+            return longer(first, slope, launch + host)
+        first, slope, valid = longer(first, slope, launch)
+        return first + host, slope, valid
 
     def device(self, decoding: int, context: int, prompts: Prompts, width: int = 1) -> tuple[int, int]:
         """What the devices take in the first iteration, and how much more in each that follows.
@@ -101,13 +102,18 @@ class ModelIterationTime(IterationTime):
             sampled += 1
         if groups > 1:
             tokens, sampled = -(-tokens // groups), -(-sampled // groups)
-        table = self._launched if prompts else self._tokens
-        first += table.get(tokens) or self._dense(tokens, table)
+        first += self._tokens.get(tokens) or self._dense(tokens)
         first += self._sampled.get(sampled) or self._head(sampled)
         return first, slope
 
+    def launch(self, decoding: int, prompts: Prompts) -> int:
+        """What the host takes to start the kernels of an iteration; nothing where it replays a graph."""
+        tokens = decoding + sum(count for count, _ in prompts) if prompts else decoding
+        captured = tokens <= self.engine.graph_tokens * self.data_parallel
+        return 0 if captured and (self.engine.graph_prompts or not prompts) else self._launch_ps
+
     def host(self, sampled: int) -> int:
-        """What the host takes for an iteration that gives so many tokens."""
+        """What the host takes besides for an iteration that gives so many tokens."""
         return self._step_ps - (-sampled // self.data_parallel) * self._sequence_ps
 
     def joules(self, busy_s: float, idle_s: float) -> float:
@@ -117,31 +123,32 @@ class ModelIterationTime(IterationTime):
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
-    def _dense(self, tokens: int, table: dict[int, int]) -> int:
-        """Everything that depends on the number of tokens only, with graphs where the table's iterations have them.
-
-        Prices a page of counts at once.
-        """
+    def _dense(self, tokens: int) -> int:
+        """Everything that depends on the number of tokens only; prices a page of counts at once."""
         counts = _page(tokens)
-        graph_tokens = self.engine.graph_tokens if table is self._tokens else 0
-        host_free = counts <= graph_tokens
-        padded = np.array(
-            [self.engine.padded(int(n)) if free else n for n, free in zip(counts, host_free, strict=True)], dtype=float
-        )
+        padded = np.array([self.engine.padded(int(count)) for count in counts], dtype=float)
         total: Array = self._price(embedding_operators(self.arch, tokens=padded))
         for layers, dense in self._kinds():
-            operators = [op for op in self._layer(padded, 0.0, 0.0, dense) if not isinstance(op, Attention)]
-            exchanged = self._exchanges(padded, dense)
-            device_s = self._price(operators) + self.cost.sequence(exchanged).seconds + self._starts.of_layer(operators)
-            launched_s = self.cost.with_host(
-                device_s,
-                self.cost.host_s([*(op.shard(self.ways) for op in operators), *exchanged]),
-            )
-            total = total + layers * np.where(host_free, device_s, launched_s)
+            operators, exchanged = self._pieces(padded, dense)
+            layer_s = self._price(operators) + self.cost.sequence(exchanged).seconds + self._starts.of_layer(operators)
+            total = total + layers * layer_s
         norm = head_operators(self.arch, tokens=padded, positions=1)[:1]
         total = total + self._price(norm)
-        table.update(zip(counts.tolist(), _ps(total), strict=True))
-        return table[tokens]
+        self._tokens.update(zip(counts.tolist(), _ps(total), strict=True))
+        return self._tokens[tokens]
+
+    def _launch_s(self) -> float:
+        """What the host takes to start the kernels of all layers, one by one."""
+        total = 0.0
+        for layers, dense in self._kinds():
+            operators, exchanged = self._pieces(1.0, dense)
+            total += layers * float(self.cost.host_s([*(op.shard(self.ways) for op in operators), *exchanged]))
+        return total
+
+    def _pieces(self, tokens: Array, dense: bool) -> tuple[list[Operator], list[Collective]]:
+        """What a layer computes besides attention, and what its devices send each other."""
+        operators = [op for op in self._layer(tokens, 0.0, 0.0, dense) if not isinstance(op, Attention)]
+        return operators, self._exchanges(tokens, dense)
 
     def _head(self, sampled: int) -> int:
         """LM head and sampling."""

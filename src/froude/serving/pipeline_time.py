@@ -71,6 +71,7 @@ class PipelineIterationTime(IterationTime):
             valid = (first - heavy_first) // (heavy_slope - slope) + 1
         busy = sum(bool(n or part) for n, part in zip(rows, parts, strict=True))
         host = busy * self.whole.host(0) + self.whole.host(decoding + len(prompts)) - self.whole.host(0)
+        host += self.whole.launch(decoding, prompts)
         first, slope, long = longer(first, slope, host)
         return first, slope, min(valid, long)
 

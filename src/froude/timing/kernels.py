@@ -154,6 +154,12 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
                 cast = "gemm.cast_bytes_per_element_4_bit"
             traffic = traffic + op.batch * rates.constants[cast] * op.m * op.k
             kernels = 2.0
+        if op.dtype == "fp4" and not isinstance(op, GroupedMatmul) and not rates.own_machine:
+            slower = rates.constants["memory.efficiency"] / rates.constants.of_generation(
+                "memory.efficiency_4_bit", rates.device.name
+            )
+            weights = op.k * op.n * op.batch * (op.element_bytes if op.weight_bytes is None else op.weight_bytes)
+            traffic = traffic + weights * (slower - 1.0)
     return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels)
 
 

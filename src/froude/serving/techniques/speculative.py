@@ -119,7 +119,7 @@ class SpeculativeIterationTime(IterationTime):
             drafted, drafted_grows = draft.device(0, 0, prompts)
             first += more - alone + drafted
             slope += grows - (target.device(decoding, 0, (), k + 1)[1] if decoding else 0) + drafted_grows
-            host = max(host, target.host(len(prompts)))
+            host = max(host, target.host(len(prompts)) + target.launch(0, prompts))
         if not target.engine.overlap:
             return first + host, slope, FOREVER
         return longer(first, slope, host)

@@ -39,7 +39,7 @@ class BlockPool:
 
     def __init__(self, architecture: Architecture, blocks: int, block_tokens: int) -> None:
         shape = (architecture.layers, blocks + 1, block_tokens, architecture.kv_heads, architecture.head_dim)
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        self.keys, self.values = torch.empty(shape).zero_(), torch.empty(shape).zero_()  # every page is touched now
         self.blocks, self.block_tokens = blocks, block_tokens
         self.scrap_slot = blocks * block_tokens
         self._free = list(range(blocks - 1, -1, -1))

@@ -75,6 +75,7 @@ class FroudeHost(Host):
         torch.set_num_threads(spec.threads)
         self.model = load_model(spec.model, spec.seed)
         self.pool = BlockPool(self.architecture, spec.kv_blocks, spec.block_tokens)
+        self._pools = {(spec.kv_blocks, spec.block_tokens): self.pool}
         self.host = BlockPool(self.architecture, spec.swap_blocks, spec.block_tokens) if spec.swap_blocks else None
 
     def check(self, spec: ServeSpec, arrivals: Items[Arrival]) -> None:
@@ -112,8 +113,10 @@ class FroudeHost(Host):
 
     def engine(self, spec: ServeSpec) -> Engine:
         """A fresh engine around model and pool."""
-        if (spec.kv_blocks, spec.block_tokens) != (self.pool.blocks, self.pool.block_tokens):
-            self.pool = BlockPool(self.architecture, spec.kv_blocks, spec.block_tokens)
+        size = (spec.kv_blocks, spec.block_tokens)
+        if size not in self._pools:
+            self._pools[size] = BlockPool(self.architecture, *size)
+        self.pool = self._pools[size]
         self.pool.give_back_all()
         prefixes = None if spec.prefix_cache == "none" else spec.make_prefixes(spec.load())
         return Engine(self.model, spec.make_scheduler(), self.pool, prefixes, self.host)

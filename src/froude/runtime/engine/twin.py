@@ -1,9 +1,9 @@
 """Prediction and reality by turns: calibrated on one load, the simulator predicts others, which are then served.
 
-Each load that is predicted lies between two slices of the load that is calibrated on. The coefficients of an
-iteration's time come from all slices, their common level from the two beside a load, so that a machine whose pace
-wanders over minutes is followed. Rates are shares of what a closed loop of as many clients as the engine takes gets
-done, so that the same shares mean the same on any machine.
+Loads are served in pieces of a few seconds, by turns, and before every piece a slice of the load that is calibrated on.
+The coefficients of an iteration's time come from all slices, their common level from those beside a piece, so that a
+machine whose pace wanders is followed. Rates are shares of what a closed loop of as many clients as the engine takes
+gets done, so that the same shares mean the same on any machine.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ CONTENTION: dict[str, Any] = {
     "kv_blocks": 64,
     "max_tokens": 160,
 }
-CONTENTION_SHARE = 0.9
+CONTENTION_SHARE = 1.2
+ROUNDS = 3
 _CALM = 0.03  # part of the time that an otherwise idle machine takes for itself
 
 
@@ -208,13 +209,23 @@ def check_twin(
     return TwinCheck(checks, time.perf_counter() - begun, (load_before, os.getloadavg()[0]))
 
 
+@dataclass(slots=True)
+class _Piece:
+    """Some seconds of a load, and how many slices had been served before it."""
+
+    name: str
+    spec: ServeSpec
+    log: Log
+    slices: int
+
+
 class _Session:
-    """Loads served one after another on one engine, with slices of the calibration load between them."""
+    """Loads served by turns on one engine, with slices of the calibration load between them."""
 
     def __init__(self, host: Host, base: ServeSpec, seconds: float, say: Callable[[str, float], None]) -> None:
         self.host, self.base, self.seconds, self.say = host, base, seconds, say
         self.slices: list[list[Measured]] = []
-        self.served: list[tuple[str, ServeSpec, Log]] = []
+        self.slice_rate = 0.0
 
     def check(self) -> EngineCheck:
         """Everything, in turn."""
@@ -222,23 +233,45 @@ class _Session:
         per_s = self._capacity(MIX)
         self.slice_rate = CALIBRATED_SHARE * per_s
         most = {mix: self._capacity(mix) for mix in dict.fromkeys(mix for _, mix, _ in LOADS)}
-        todo = [(name, self._at({"trace": mix}, share * most[mix])) for name, mix, share in LOADS]
+        loads = [(name, self._at({"trace": mix}, share * most[mix])) for name, mix, share in LOADS]
+        contended = []
         if self.base.engine == "froude":
             rate = CONTENTION_SHARE * per_s
-            todo += [(name, self._at({**CONTENTION, "scheduler": name, **knobs}, rate)) for name, knobs in SCHEDULERS]
-        self._slice(0)
-        for place, (name, spec) in enumerate(todo):
-            self.say(name, 0.1 + 0.9 * place / len(todo))
-            self.served.append((name, spec, self._serve(spec)))
-            self._slice(place + 1)
+            contended = [(n, self._at({**CONTENTION, "scheduler": n, **knobs}, rate)) for n, knobs in SCHEDULERS]
+        half = 0.5 if contended else 1.0
+        pieces = self._by_turns(loads, 0.1, half)
+        contests = self._by_turns(contended, half, 1.0)
         fitted = fit_iteration_time([m for part in self.slices for m in part])
         found = EngineCheck(self.base.engine, fitted.iterations, fitted.median_ape)
-        for place, (name, spec, log) in enumerate(self.served):
-            beside = self.slices[place] + self.slices[place + 1]
-            level = sum(m.duration_s for m in beside) / seconds_of(fitted.time, beside)
-            check = _compare(name, spec, log, fitted.time.scaled(level))
-            (found.loads if place < len(LOADS) else found.schedulers).append(check)
+        for name, _ in loads:
+            own = [piece for piece in pieces if piece.name == name]
+            found.loads.append(
+                _compare(own, [fitted.time.scaled(self._level(fitted.time, p.slices - 1, p.slices + 1)) for p in own])
+            )
+        if contests:  # one level for all, so that only the schedulers tell them apart
+            level = self._level(fitted.time, contests[0].slices - 1, len(self.slices))
+            for name, _ in contended:
+                own = [piece for piece in contests if piece.name == name]
+                found.schedulers.append(_compare(own, [fitted.time.scaled(level)] * len(own)))
         return found
+
+    def _by_turns(self, loads: list[tuple[str, ServeSpec]], begun: float, done: float) -> list[_Piece]:
+        pieces = []
+        for number in range(ROUNDS):
+            for place, (name, spec) in enumerate(loads):
+                part = (number * len(loads) + place) / (ROUNDS * len(loads))
+                self.say(name, begun + (done - begun) * part)
+                self._slice()
+                spec = spec.model_copy(update={"seed": spec.seed + number})
+                pieces.append(_Piece(name, spec, self._serve(spec), len(self.slices)))
+        if loads:
+            self._slice()
+        return pieces
+
+    def _level(self, iteration_time: FittedIterationTime, first: int, last: int) -> float:
+        """The machine's pace in those slices."""
+        seen = [m for part in self.slices[first:last] for m in part]
+        return sum(m.duration_s for m in seen) / seconds_of(iteration_time, seen)
 
     def _capacity(self, mix: str) -> float:
         """Requests per second of a closed loop of as many clients as the engine takes, in about two seconds."""
@@ -247,13 +280,13 @@ class _Session:
         return len(log.requests) / log.duration_s
 
     def _at(self, change: dict[str, Any], rate: float) -> ServeSpec:
-        seed = self.base.seed + 1
-        requests = max(20, round(rate * self.seconds))
-        return self.base.model_copy(update={**change, "rate": rate, "requests": requests, "seed": seed})
+        requests = max(8, round(rate * self.seconds / ROUNDS))
+        update = {**change, "rate": rate, "requests": requests, "seed": self.base.seed + 1}
+        return self.base.model_copy(update=update)
 
-    def _slice(self, number: int) -> None:
-        requests = max(10, round(self.slice_rate * self.seconds / 3))
-        seed = self.base.seed + 1000 + number
+    def _slice(self) -> None:
+        requests = max(6, round(self.slice_rate * self.seconds / ROUNDS / 3))
+        seed = self.base.seed + 1000 + len(self.slices)
         spec = self.base.model_copy(update={"rate": self.slice_rate, "requests": requests, "seed": seed})
         self.slices.append([iteration.measured for iteration in self._serve(spec).iterations])
 
@@ -281,16 +314,24 @@ def predict(spec: ServeSpec, iteration_time: FittedIterationTime) -> Latencies:
     return Latencies.of(outcome, [sequence.arrival_ps for sequence in sequences], trace)
 
 
-def _compare(name: str, spec: ServeSpec, log: Log, iteration_time: FittedIterationTime) -> LoadCheck:
-    predicted, measured = predict(spec, iteration_time), logged(log)
-    iterations = [iteration.measured for iteration in log.iterations]
-    took_s = sum(m.duration_s for m in iterations)
+def _compare(pieces: list[_Piece], times: list[FittedIterationTime]) -> LoadCheck:
+    """The pieces of one load, each predicted with its own time."""
+    predicted = [predict(piece.spec, time) for piece, time in zip(pieces, times, strict=True)]
+    measured = [logged(piece.log) for piece in pieces]
+    iterations = [[iteration.measured for iteration in piece.log.iterations] for piece in pieces]
+    took_s = sum(m.duration_s for part in iterations for m in part)
+    tokens = sum(piece.log.output_tokens for piece in pieces)
     return LoadCheck(
-        name,
-        spec.rate or 0.0,
-        predicted,
-        measured,
-        (log.output_tokens / busy_span_s(predicted), log.output_tokens / busy_span_s(measured)),
-        pace=took_s / seconds_of(iteration_time, iterations),
-        waited=max(0.0, 1.0 - sum(m.processor_s for m in iterations) / took_s),
+        pieces[0].name,
+        pieces[0].spec.rate or 0.0,
+        _joined(predicted),
+        _joined(measured),
+        (tokens / sum(map(busy_span_s, predicted)), tokens / sum(map(busy_span_s, measured))),
+        pace=took_s / sum(seconds_of(time, part) for time, part in zip(times, iterations, strict=True)),
+        waited=max(0.0, 1.0 - sum(m.processor_s for part in iterations for m in part) / took_s),
     )
+
+
+def _joined(parts: list[Latencies]) -> Latencies:
+    names = ("arrival_s", "ttft_s", "tpot_s", "e2e_s", "request")
+    return Latencies(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

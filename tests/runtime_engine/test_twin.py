@@ -60,10 +60,13 @@ def test_swapping_for_real(tmp_path: Path) -> None:
 def test_two_replicas_behind_a_router(tmp_path: Path) -> None:
     run = run_serve(spec(tmp_path / "run", replicas=2, router="round-robin"))
     assert run.json()["completed"] == 16
-    assert {iteration.replica for iteration in run.log.iterations} == {0, 1}
+    for replica in (0, 1):  # by turns
+        computed = sum(tokens for it in run.log.iterations if it.replica == replica for tokens, _ in it.prompts)
+        assert computed == sum(log.sequence.prompt_tokens for i, log in run.log.requests.items() if i % 2 == replica)
     rows = [json.loads(line) for line in (run.out / "requests.jsonl").read_text().splitlines()]
     assert all(row["arrival_time"] <= row["scheduled_ts"] < row["first_token_ts"] for row in rows)
-    assert abs(check_requests(run.out).json()["throughput_error"]) < 0.3
+    check = check_requests(run.out)  # by the wall clock of a machine that others may use: of the right size only
+    assert 0.2 < check.throughputs[0] / check.throughputs[1] < 5.0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

@@ -11,6 +11,7 @@ from froude.reports.tables import gib, percent, print_table, seconds, si, usd
 
 if TYPE_CHECKING:
     from froude.training.api import PlannedLayout, SimulatedStep, TrainPlans
+    from froude.training.ledger import Ledger
     from froude.training.waterfall import Waterfall
 
 _COLUMNS = ("layout", "GPUs", "step", "tok/s/GPU", "MFU", "memory", "fits", "bubble", "days", "USD", "MWh", "t CO2e")
@@ -86,10 +87,28 @@ def show_simulated(step: SimulatedStep) -> None:
     print()
     show_waterfall(step.waterfall)
     print()
-    ledger = p.ledger(own_machine=step.scenario.own_machine)
-    stage = ledger.peak_stage
-    rows = [(name, gib(size)) for name, size in ledger.stages[stage].items()]
-    print_table(f"memory of stage {stage}", ("part", "bytes"), rows)
+    show_ledger(p.ledger(own_machine=step.scenario.own_machine))
+
+
+MAX_STAGES = 16
+"""Stages of a ledger that are printed in full; of more, the ends and the neediest."""
+
+
+def show_ledger(ledger: Ledger) -> None:
+    """Print what each stage holds when it holds most, part by part."""
+    stages = sorted(ledger.stages)
+    if len(stages) > MAX_STAGES:
+        stages = sorted({stages[0], ledger.peak_stage, stages[-1]})
+    parts = list(dict.fromkeys(part for stage in stages for part in ledger.stages[stage]))
+    rows = [
+        [
+            f"{stage}{' (most)' if stage == ledger.peak_stage and len(ledger.stages) > 1 else ''}",
+            *(gib(ledger.stages[stage].get(part, 0.0)) for part in parts),
+            gib(sum(ledger.stages[stage].values())),
+        ]
+        for stage in stages
+    ]
+    print_table("memory of a rank, by stage, at its peak", ["stage", *parts, "together"], rows)
 
 
 def waterfall_chart(parts: Waterfall) -> Any:

@@ -10,9 +10,6 @@ from typing import Any
 from froude.training.ledger import memory_constants
 from froude.training.step import Scenario
 
-NORMAL_80 = 1.2816
-"""Standard deviations either side of the mean that hold 80% of a normal distribution."""
-
 
 @lru_cache(maxsize=1)
 def _table() -> dict[str, Any]:
@@ -28,4 +25,4 @@ def step_spread(scenario: Scenario) -> tuple[float, str]:
 
 def memory_spread() -> float:
     """Half-width of the 80% interval of peak memory (a factor above one)."""
-    return NORMAL_80 * memory_constants().spread
+    return memory_constants().interval

@@ -27,6 +27,7 @@ class MemoryConstants:
     bucket_bytes: float
     allocator_overhead: float
     spread: float
+    interval: float
 
 
 @lru_cache(maxsize=1)

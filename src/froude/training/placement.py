@@ -152,7 +152,7 @@ class Placement:
         One per mesh axis that is cut, one for the experts, one for all ranks; a pipeline has another for the weights
         that its ends share.
         """
-        cut = {axis: np.greater(size, 1) for axis, size in self.mesh.items()}
+        cut = {axis: np.greater(self.mesh[axis], 1) for axis in (*MESH_AXES, "ep")}
         count = sum((1.0 * is_cut for is_cut in cut.values()), start=0.0) + 1.0 * cut["pp"]
         return count + np.greater(count, 0)
 

@@ -148,7 +148,7 @@ class Outlook:
     def _frame(self) -> tuple[list[bool], Floats]:
         """Which inputs count by their logarithm, and the scale of each."""
         columns = [np.asarray(self.rows[name], dtype=float) for name in self.law.columns()]
-        logs = [bool((column > 0).all()) for column in columns]
+        logs = [name in self.law.positive() for name in self.law.columns()]
         scale = np.array([np.std(np.log(c) if log else c) for c, log in zip(columns, logs, strict=True)])
         return logs, np.where(scale > FLAT, scale, 1.0)
 

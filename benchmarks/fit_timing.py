@@ -3,165 +3,144 @@
     python benchmarks/fit_timing.py train_measured.csv
 
 Prints the fitted constants (the maintainer copies them to timing/constants.toml) and the errors by source, fitted and
-with each source held out in turn, every held-out fit starting from the priors. A step is linear in what its blocks
-take: it is evaluated in full once, and the fit moves the blocks.
+with each source held out in turn, every held-out fit starting from the priors.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from froude.core.errors import FroudeError
+from froude.core.arrays import Floats
 from froude.core.measurements import Unusable, read_rows
 from froude.timing.constants import Constants, default_constants
-from froude.timing.roofline import Roofline
-from froude.training.build import stage_composition
-from froude.training.measured import predicted_step_s
-from froude.training.price import price
+from froude.training.many import Steps
 from froude.training.runs import Run, run_of
 from froude.training.scores import MIN_ROWS, Scores
-from froude.training.step import price_layouts, structure_of
 
-ROWS_PER_SOURCE = 24
+ROWS_PER_SOURCE = 40
 ROUNDS = 3
 STEP = 0.03  # of the logarithm, for differences
 TOLERANCE = 0.08  # errors beyond this weigh less and less
 EVIDENCE = 400.0  # rows that the whole table counts for, against the priors
-MOST_STAGES = 40  # longer pipelines take long to evaluate and add no new mechanism
+LIMITED = ("clock", "gemm", "exposed")  # shares: 1 at most
 
 
-class Row:
-    """A measured step, and how its prediction moves with the constants."""
+@dataclass
+class Problem:
+    """Measured steps, made ready for pricing, and the constants to find."""
 
-    def __init__(self, run: Run, step_s: float) -> None:
-        self.run, self.measured_s = run, step_s
-        scenario, layout = run.scenario, run.layout
-        (batch,) = price_layouts(scenario, [layout])
-        self.work = batch.work
-        pieces = structure_of(scenario, batch, 0).pieces
-        self.stages = [stage_composition(pieces, i, layout.pipeline_parallel) for i in range(layout.pipeline_parallel)]
-        self.micro_batches = scenario.micro_batches(layout)
-        start = default_constants()
-        self.offset_s = predicted_step_s(scenario, layout) - self.blocks_s(start)
+    runs: Sequence[Run]
+    measured: Floats
+    steps: Steps
 
-    def blocks_s(self, constants: Constants) -> float:
-        """What the blocks of the busiest stage take, and the pipeline's fill."""
-        model = Roofline(self.run.cluster, self.run.stack, constants)
-        priced = price(self.work, model)
-        both = {name: (priced.forward[name] + priced.backward[name]).seconds for name in priced.forward}
-        stages = [sum(float(np.ravel(both[name])[0]) * n for name, n in stage.items()) for stage in self.stages]
-        fill = (sum(stages) - max(stages)) / self.run.layout.virtual_stages
-        return (self.micro_batches * max(stages) + fill) * float(model.straggling(self.run.cluster.nodes))
+    def __post_init__(self) -> None:
+        self.base = default_constants()
+        priors = self.base.fitted()
+        self.names = list(priors)
+        self.centre = np.log([priors[name][0] for name in self.names])
+        self.spread = np.array([priors[name][1] for name in self.names])
+        limited = [name.split(".")[0] in LIMITED for name in self.names]
+        self.highest = np.where(limited, 0.0, np.inf)
+        self.sources = np.array([run.source for run in self.runs])
 
-    def predicted_s(self, constants: Constants) -> float:
-        """The step under these constants."""
-        return self.offset_s + self.blocks_s(constants)
+    def at(self, point: Floats) -> Constants:
+        """The constants of a point."""
+        return self.base.but(dict(zip(self.names, np.exp(point), strict=True)), "fit")
 
-    def uses(self, name: str) -> bool:
-        """Whether a constant can matter to this step."""
-        kind, which, *rest = name.split(".")
-        stack, generation = self.run.stack, default_constants().generation(self.run.cluster.device.name)
-        if kind == "clock":
-            return which == generation
-        if kind in ("fusion", "host"):
-            return which == getattr(stack, kind)
-        if kind == "attention":
-            return stack.attention in (which, *rest)
-        return kind == "kernel" or self.run.layout.tensor_parallel > 1
+    def errors(self, point: Floats) -> Floats:
+        """Logarithms of predicted over measured."""
+        return np.log(self.steps.seconds(self.at(point))) - np.log(self.measured)
+
+    def slopes(self, point: Floats) -> Floats:
+        """How they move with each constant."""
+        here = self.steps.seconds(self.at(point), contention=False)
+        columns = []
+        for j in range(len(self.names)):
+            moved = self.at(point + STEP * (np.arange(len(self.names)) == j))
+            columns.append((self.steps.seconds(moved, contention=False) / here - 1.0) / STEP)
+        return np.stack(columns, axis=1)
+
+    def improve(self, point: Floats, error: Floats, slope: Floats, kept: Floats) -> Floats:
+        """Robust maximum posterior under these slopes; every source that is kept weighs alike."""
+        names, sizes = np.unique(self.sources[kept], return_counts=True)
+        share = EVIDENCE / len(names) / sizes[np.searchsorted(names, self.sources[kept])]
+        error, slope = error[kept], slope[kept]
+        step = np.zeros(len(point))
+        for _ in range(20):
+            left = error + slope @ step
+            weight = share / TOLERANCE**2 / np.sqrt(1.0 + (left / TOLERANCE) ** 2)
+            curvature = slope.T @ (weight[:, None] * slope) + np.diag(self.spread**-2)
+            gradient = slope.T @ (weight * left) + (point + step - self.centre) / self.spread**2
+            step = np.clip(step - np.linalg.solve(curvature, gradient), -0.7, 0.7)
+            step = np.minimum(step, self.highest - point)
+        return point + step
+
+    def fit(self, slopes: Sequence[Floats], kept: Floats, first: Floats) -> Floats:
+        """From the priors, one round per table of slopes; ``first`` are the errors at the priors."""
+        point, error = self.centre, first
+        for round_number, slope in enumerate(slopes):
+            if round_number:
+                error = self.errors(point)
+            point = self.improve(point, error, slope, kept)
+        return point
+
+    def report(self, title: str, rows: Floats, error: Floats) -> Iterator[Scores]:
+        """Print and yield errors by source."""
+        for source in dict.fromkeys(self.sources[rows].tolist()):
+            members = rows & (self.sources == source)
+            scores = Scores.of(np.exp(error[members]).tolist(), np.ones(int(members.sum())).tolist())
+            print(
+                f"{title:9s} {source[:46]:46s} {scores.n:4d}  median {scores.median_ape:6.1%}  "
+                f"p90 {scores.p90_ape:6.1%}  bias {scores.bias:+6.1%}",
+                flush=True,
+            )
+            yield scores
 
 
-def load(path: str) -> list[Row]:
-    """At most `ROWS_PER_SOURCE` rows of dense models of every source with `MIN_ROWS` or more."""
-    by_source: dict[str, list[Row | tuple[Run, float]]] = {}
+def load(path: str, rows_per_source: int = ROWS_PER_SOURCE) -> Problem:
+    """So many rows of dense models of every source with `MIN_ROWS` or more."""
+    by_source: dict[str, list[tuple[Run, float]]] = {}
     for cells in read_rows(path, ("step_s", "use")):
         try:
             run = run_of(cells)
         except Unusable:
             continue
-        dense = run.architecture.experts is None
-        if dense and run.layout.pipeline_parallel <= MOST_STAGES and run.scenario.objection(run.layout) is None:
+        if run.kind == "dense" and run.scenario.objection(run.layout) is None:
             by_source.setdefault(run.source, []).append((run, float(cells["step_s"])))
     random.seed(0)
-    rows = []
+    chosen = []
     for found in by_source.values():
-        if len(found) < MIN_ROWS:
-            continue
-        for run, step_s in random.sample(found, min(len(found), ROWS_PER_SOURCE)):
-            try:
-                rows.append(Row(run, step_s))
-            except FroudeError:
-                continue
-    return rows
-
-
-def fit(rows: Sequence[Row], rounds: int = ROUNDS) -> Constants:
-    """Robust maximum posterior over the logarithms of the fitted constants, from the priors."""
-    base = default_constants()
-    priors = base.fitted()
-    names = list(priors)
-    centre = np.log([priors[name][0] for name in names])
-    spread = np.array([priors[name][1] for name in names])
-    highest = np.array([0.0 if name.split(".")[0] in ("clock", "link", "exposed") else np.inf for name in names])
-    sizes = Counter(row.run.source for row in rows)
-    share = np.array([EVIDENCE / len(sizes) / sizes[row.run.source] for row in rows])
-    measured = np.log([row.measured_s for row in rows])
-    x = centre.copy()
-
-    def at(point: np.ndarray) -> Constants:
-        return base.but(dict(zip(names, np.exp(point), strict=True)), "fit")
-
-    for _ in range(rounds):
-        here = np.array([row.predicted_s(at(x)) for row in rows])
-        slope = np.zeros((len(rows), len(names)))
-        for j, name in enumerate(names):
-            moved = at(x + STEP * (np.arange(len(names)) == j))
-            for i, row in enumerate(rows):
-                if row.uses(name):
-                    slope[i, j] = (row.predicted_s(moved) / here[i] - 1.0) / STEP
-        start, step = x, np.zeros(len(names))
-        for _ in range(12):
-            error = np.log(here) - measured + slope @ step
-            weight = share / TOLERANCE**2 / np.sqrt(1.0 + (error / TOLERANCE) ** 2)
-            curvature = slope.T @ (weight[:, None] * slope) + np.diag(spread**-2)
-            gradient = slope.T @ (weight * error) + (start + step - centre) / spread**2
-            step = np.clip(step - np.linalg.solve(curvature, gradient), -0.7, 0.7)
-            step = np.minimum(step, highest - start)
-        x = start + step
-    return at(x)
-
-
-def report(title: str, rows: Sequence[Row], constants: Constants) -> Iterator[Scores]:
-    """Print and yield errors by source."""
-    for source in dict.fromkeys(row.run.source for row in rows):
-        members = [row for row in rows if row.run.source == source]
-        scores = Scores.of([row.predicted_s(constants) for row in members], [row.measured_s for row in members])
-        print(
-            f"{title:9s} {source[:46]:46s} {scores.n:4d}  median {scores.median_ape:6.1%}  "
-            f"p90 {scores.p90_ape:6.1%}  bias {scores.bias:+6.1%}",
-            flush=True,
-        )
-        yield scores
+        if len(found) >= MIN_ROWS:
+            chosen += random.sample(found, min(len(found), rows_per_source))
+    runs = [run for run, _ in chosen]
+    return Problem(runs, np.array([s for _, s in chosen]), Steps([(run.scenario, run.layout) for run in runs]))
 
 
 def main(path: str) -> None:
     """Fit, report, then hold out."""
-    rows = load(path)
-    fitted = fit(rows)
-    for name, (guess, spread) in default_constants().fitted().items():
-        print(f"{name:42s} {fitted[name]:.4g}   prior {guess:g} (spread {spread:g})")
-    for title, groups in (("fitted", None), ("held out", dict.fromkeys(row.run.source for row in rows))):
+    problem = load(path)
+    everything = np.ones(len(problem.runs), dtype=bool)
+    first = problem.errors(problem.centre)
+    list(problem.report("priors", everything, first))
+    slopes = [problem.slopes(problem.centre)]
+    for _ in range(ROUNDS - 1):
+        slopes.append(problem.slopes(problem.fit(slopes, everything, first)))
+    point = problem.fit(slopes, everything, first)
+    for name, value, (guess, spread) in zip(problem.names, np.exp(point), problem.base.fitted().values(), strict=True):
+        print(f"{name:42s} {value:.4g}   prior {guess:g} (spread {spread:g})")
+    for title, groups in (("fitted", None), ("held out", dict.fromkeys(problem.sources.tolist()))):
         if groups is None:
-            scores = list(report(title, rows, fitted))
+            scores = list(problem.report(title, everything, problem.errors(point)))
         else:
             scores = []
             for source in groups:
-                constants = fit([row for row in rows if row.run.source != source])
-                scores += report(title, [row for row in rows if row.run.source == source], constants)
+                out = problem.sources == source
+                scores += problem.report(title, out, problem.errors(problem.fit(slopes, ~out, first)))
         print(f"{title}, sources alike: median {np.mean([s.median_ape for s in scores]):.1%}, "
               f"p90 {np.mean([s.p90_ape for s in scores]):.1%}")  # fmt: skip
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import get_args
 
 import numpy as np
@@ -104,3 +105,41 @@ def test_one_rank_is_free_and_arrays_equal_scalars(kind: CollectiveKind) -> None
         for name, share in alone.demands.items():
             assert np.broadcast_to(together.demands[name], 4)[i] == pytest.approx(float(share), rel=1e-9, abs=1e-15)
             assert 0 <= float(share) <= 1
+
+
+# Bus bandwidth, bytes/s, of NCCL collectives of 16-bit elements measured in aiconfigurator-core 0.12.0.
+MEASURED = [
+    ("a100-sxm-80gb", "all-reduce", 8, 8, 115e9),
+    ("a100-sxm-80gb", "all-reduce", 8, 64, 197e9),
+    ("a100-sxm-80gb", "all-gather", 8, 32, 135e9),
+    ("a100-sxm-80gb", "reduce-scatter", 4, 128, 187e9),
+    ("h100-sxm", "all-gather", 8, 16, 217e9),
+    ("h100-sxm", "reduce-scatter", 8, 128, 308e9),
+    ("b200-sxm", "all-gather", 8, 128, 560e9),
+    ("b200-sxm", "all-reduce", 4, 32, 420e9),
+]
+
+
+@pytest.mark.parametrize(("device", "kind", "n", "mebibytes", "bandwidth"), MEASURED)
+def test_measured_collectives(device: str, kind: CollectiveKind, n: int, mebibytes: float, bandwidth: float) -> None:
+    model = Roofline(parse_cluster(f"{device}:8"))
+    size = mebibytes * 2**20
+    found = float(model.collective(Collective(kind=kind, bytes=size, group=Group(n), name="x")).seconds)
+    launched = found - model.constants["collective.launch_s"] + model.constants["collective.graph_launch_s"]
+    assert float(sent_bytes(kind, size, n)) / launched == pytest.approx(bandwidth, rel=0.2)
+
+
+def test_short_transfers_do_not_reach_the_bandwidth_of_long_ones() -> None:
+    rates = [2**e / seconds("all-gather", 2.0**e, Group(8)) for e in range(16, 32, 3)]
+    assert all(low < high for low, high in itertools.pairwise(rates))
+
+
+def test_a_group_of_a_torus_has_the_links_of_its_axes() -> None:
+    model = Roofline(parse_cluster("tpu-v5p:512"))  # 8 x 8 x 8
+
+    def bandwidth(n: int) -> float:
+        collective = Collective(kind="all-gather", bytes=1e10, group=Group(n), name="x")
+        return float(sent_bytes("all-gather", 1e10, n)) / float(model.collective(collective).seconds)
+
+    assert bandwidth(64) == pytest.approx(2 * bandwidth(8), rel=0.01)
+    assert bandwidth(512) == pytest.approx(3 * bandwidth(8), rel=0.03)

@@ -11,6 +11,7 @@ from froude.machines.cluster import Cluster, parse_cluster
 from froude.models.operator import Attention, Elementwise, Gather, Matmul, Operator
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, Group
+from froude.timing.kernels import Rates, work
 from froude.timing.roofline import Roofline, smooth_max
 from froude.timing.stack import find_stack, stack_names
 
@@ -222,3 +223,39 @@ def test_ragged_batches_need_no_sequences() -> None:
     op = causal(batch=64)
     ragged = replace(op, sequences=None)
     assert on_a100(ragged) == pytest.approx(on_a100(op), rel=0.1)
+
+
+def test_gradients_of_weights_cast_nothing_again_and_add_to_what_is_there() -> None:
+    fp8 = Matmul(name="x", dtype="fp8", m=8192, k=4096, n=4096)
+    dgrad, wgrad = fp8.backward()
+    separate = roofline(stack="megatron").stack.but(accumulation="separate")
+    alone, fused = (
+        work(wgrad, Rates(roofline().cluster.device, s, default_constants())) for s in (separate, roofline().stack)
+    )
+    assert work(dgrad, roofline().rates).kernels == 2.0
+    assert alone.kernels == fused.kernels == 1.0
+    added = (fused.memory_s - alone.memory_s) * roofline().rates.bandwidth
+    assert added == pytest.approx(4096 * 4096 * (4 + 4 - 2))  # fp32 read and written, where 16 bits were written
+
+
+def test_elementwise_work_takes_its_kernels() -> None:
+    norm = Elementwise(name="mlp-norm", rows=8192, width=4096)
+    times = {
+        stack: float(roofline(stack=stack).operator(norm).seconds) for stack in ("fsdp", "megatron-2021", "megatron")
+    }
+    assert times["fsdp"] > 4 * times["megatron-2021"] > 4 * 0.5 * times["megatron"]
+    with_gradient = norm.backward()[0]
+    assert roofline(stack="fsdp").operator(with_gradient).seconds > times["fsdp"]
+
+
+def test_unaligned_heads_leave_the_matrix_units() -> None:
+    model = roofline("a100-sxm-80gb", "megatron-2021")
+
+    def seconds(heads: int, head_dim: int) -> float:
+        return float(
+            model.operator(
+                Attention.causal(batch=4, queries=2048, heads=heads, kv_heads=heads, head_dim=head_dim)
+            ).seconds
+        )
+
+    assert seconds(12, 150) > 3 * seconds(12, 152)

@@ -27,6 +27,7 @@ class Device(Spec):
         tdp_w, idle_w: board power limit; draw when idle.
         scaleup_bandwidth: bytes/s in one direction into the scale-up fabric (NVLink, xGMI, ICI).
         scaleup_domain: devices reachable at that bandwidth.
+        torus_axes: of a scale-up fabric that is a torus: its axes, between which that bandwidth is divided.
         scaleout_bandwidth: bytes/s in one direction into the scale-out network.
         host_bandwidth: bytes/s in one direction to host memory.
         devices_per_node: devices of one computer.
@@ -52,6 +53,7 @@ class Device(Spec):
     idle_w: float = Field(default=0.0, ge=0)
     scaleup_bandwidth: float = Field(default=0.0, ge=0)
     scaleup_domain: int = Field(default=1, gt=0)
+    torus_axes: int = Field(default=1, gt=0)
     scaleout_bandwidth: float = Field(default=0.0, ge=0)
     host_bandwidth: float = Field(default=0.0, ge=0)
     devices_per_node: int = Field(default=1, gt=0)

@@ -2,7 +2,7 @@
 
 The model of Hockney, R. (1994), "The communication challenge for MPP", with the ring and tree algorithms of NCCL, which
 pipeline the two levels: the slower level sets the bandwidth, the latencies of both add. The library takes the faster
-algorithm for the size at hand.
+algorithm for the size at hand. Short transfers over the fast links ramp up to their bandwidth.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class Links:
     tree_efficiency: float
     compute_share: float
     memory: float
+    ramp_s: float = 0.0
+    ramp_power: float = 1.0
+    torus_axes: int = 1
+    devices: int = 1
     direct_s: float | None = None
     exchange: float | None = None
 
@@ -60,11 +64,28 @@ class Links:
             tree_efficiency=constants["link.tree_efficiency"],
             compute_share=constants["collective.compute_share"],
             memory=device.memory_bandwidth,
+            ramp_s=constants.of_generation("link.ramp_s", device.name),
+            ramp_power=constants["link.ramp_power"],
+            torus_axes=device.torus_axes,
+            devices=min(cluster.count, cluster.scaleup_domain),
             direct_s=constants.of_generation("collective.direct_s", device.name)
             if direct and not through_host
             else None,
             exchange=None if through_host else cluster.scaleup_bandwidth * constants["link.exchange_efficiency"],
         )
+
+    def scaleup_s(self, size: Array, ranks: Array) -> Array:
+        """Seconds to send ``size`` bytes inside the domain.
+
+        Short transfers do not reach the bandwidth of long ones: protocols change with size, and the pipeline over
+        channels and chunks must fill. In a torus a group has the links of the axes it spans.
+        """
+        whole: Array = _over(size, self.scaleup)
+        if self.torus_axes > 1:
+            share = np.log(np.maximum(ranks, 2.0)) / np.log(max(self.devices, 2))
+            whole = whole * self.torus_axes / np.clip(np.round(self.torus_axes * share), 1.0, self.torus_axes)
+        seconds: Array = whole + whole ** (1.0 - self.ramp_power) * self.ramp_s**self.ramp_power
+        return seconds
 
 
 def sent_bytes(kind: CollectiveKind, size: Array, ranks: Array) -> Array:
@@ -106,8 +127,9 @@ def collective_cost(work: Collective, links: Links) -> Cost:
     group = work.group
     near, far = group.inside(links.domain), group.domains(links.domain)
     up_bytes, out_bytes = level_bytes(work.kind, work.bytes, group, links.domain, work.picks)
-    scaleup = links.exchange if work.kind == "all-to-all" and links.exchange is not None else links.scaleup
-    up_s, out_s = _over(up_bytes, scaleup), _over(out_bytes, links.scaleout)
+    exchanged = work.kind == "all-to-all" and links.exchange is not None
+    up_s = _over(up_bytes, links.exchange or 0.0) if exchanged else links.scaleup_s(up_bytes, near)
+    out_s = _over(out_bytes, links.scaleout)
     transfer_s = np.maximum(up_s, out_s)
     if work.kind == "send":
         latency_s = np.where(np.greater_equal(near, 2), links.scaleup_hop_s, links.scaleout_hop_s)

@@ -144,10 +144,11 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     narrow = op.element_bytes < BYTES_PER_ELEMENT["bf16"]
     traffic = op.bytes_read + op.bytes_written
     kernels = 1.0
-    if narrow:  # results leave in 16 bits, inputs are cast on the way
+    of_weight = op.name.endswith("-wgrad")
+    if narrow:  # results leave in 16 bits, inputs are cast on the way; those of a weight's gradient have been cast
         traffic = traffic + op.batch * op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes)
         own = isinstance(op, GroupedMatmul) and rates.stack.experts == "fused"
-        if rates.stack.casts != "fused" and not own:
+        if rates.stack.casts != "fused" and not own and not of_weight:
             transposed = rates.stack.casts == "transposed"
             cast = "gemm.cast_bytes_per_element" if transposed else "gemm.quantise_bytes_per_element"
             if transposed and op.dtype == "fp4":
@@ -160,6 +161,9 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
             )
             weights = op.k * op.n * op.batch * (op.element_bytes if op.weight_bytes is None else op.weight_bytes)
             traffic = traffic + weights * (slower - 1.0)
+    if of_weight and op.weight and rates.stack.accumulation == "fused":  # read, added to, written back
+        wide = BYTES_PER_ELEMENT["fp32"] if rates.stack.gradients == "fp32" else max(op.element_bytes, 2.0)
+        traffic = traffic + op.batch * op.m * op.n * (2.0 * wide - max(op.element_bytes, 2.0))
     return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels)
 
 
@@ -285,13 +289,15 @@ def _unfused_attention(op: Attention, rates: Rates, kernels: float) -> Work:
     # The backward pass finds the scores saved: four products for two, where `passes` counts five for the fused kernel.
     products = op.passes * (0.8 if op.passes > 1.0 else 1.0)
     aligned = np.mod(op.head_dim, 8.0) == 0.0
-    slowdown = np.where(aligned, 1.0, constants["attention.unaligned_slowdown"])
+    rate = rates.flops(op.dtype)
+    vector_rate = rates.device.peak_flops.get("fp32", rate) * constants["gemm.vector_efficiency"]
+    reached = np.where(aligned, rate, min(rate, vector_rate))
     ramp = 1.0 + constants["gemm.ramp_k"] / np.maximum(queries, 1.0) / 2.0  # one product runs along k = context
     flops = 4.0 * full_pairs * op.heads * op.head_dim * products
     passes = constants[f"attention.softmax_passes.{rates.stack.attention}"]
     scores = full_pairs * op.heads * op.element_bytes * passes * (2.0 if op.passes > 1.0 else 1.0)
     return Work(
-        flops * slowdown * ramp / rates.flops(op.dtype),
+        flops * ramp / reached,
         (op.bytes_read + op.bytes_written + scores) / rates.bandwidth,
         kernels,
     )
@@ -302,10 +308,18 @@ def _elementwise(op: Elementwise, rates: Rates) -> Work:
     traffic, kernels = op.bytes_read + op.bytes_written, 1.0
     if op.fusable:
         level = f"fusion.{rates.stack.fusion}"
-        kernels = rates.constants[f"{level}.kernels"]
+        kind = op.name.removesuffix("-backward").rpartition("-")[2]  # "norm", "rotary", "activation", ...
+        kernels = _of_kind(rates.constants, f"{level}.kernels", kind)
         if not rates.own_machine:  # a processor finds what the kernels of one operation pass on in its cache
-            traffic = traffic * rates.constants[f"{level}.traffic"]
+            passes = _of_kind(rates.constants, f"{level}.passes", kind)
+            traffic = traffic * passes * rates.constants[f"{level}.traffic"]
     return Work(0.0 * traffic, traffic / rates.bandwidth, kernels)
+
+
+def _of_kind(constants: Constants, name: str, kind: str) -> float:
+    """A constant's entry for a kind of operation."""
+    table = constants.structured(name)
+    return float(table.get(kind, table["other"]))
 
 
 @work.register

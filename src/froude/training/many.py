@@ -79,8 +79,13 @@ class Steps:
                 _Part(bones.levels, bones.costs, tuple(i for i, _ in uses), np.array([weight for _, weight in uses]))
             )
 
-    def seconds(self, constants: Constants | None = None) -> Floats:
-        """Seconds per step of every plan, under these constants if given; NaN where there is an error."""
+    def seconds(self, constants: Constants | None = None, *, contention: bool = True) -> Floats:
+        """Seconds per step of every plan, under these constants if given; NaN where there is an error.
+
+        Args:
+            constants: in place of those of the plans' own cost models.
+            contention: share resources out between overlapping tasks (see `evaluate`).
+        """
         priced: dict[int, tuple[Priced, int]] = {}
         for members, work in self._kinds:
             prices = price(work, _model(self.cases[members[0]][0], constants))
@@ -88,7 +93,7 @@ class Steps:
         total = np.zeros(len(self.cases))
         for part in self._parts:
             costs = costs_of(part.recipes, _gathered([priced[i] for i in part.members]))
-            span = evaluate_levels(part.levels, costs, DEVICE_RESOURCES).makespan_s
+            span = evaluate_levels(part.levels, costs, DEVICE_RESOURCES, contention=contention).makespan_s
             np.add.at(total, np.array(part.members), part.weights * span)
         for i, (scenario, layout) in enumerate(self.cases):
             if self.errors[i] is not None:

@@ -32,6 +32,7 @@ class LayoutBatch:
     expert_tensor_parallel: np.ndarray
     virtual_stages: np.ndarray
     micro_batch: np.ndarray
+    replicate: np.ndarray
     zero_stage: int
     recompute: Recompute
     sequence_parallel: bool
@@ -57,6 +58,7 @@ class LayoutBatch:
             expert_tensor_parallel=column("expert_tensor_parallel"),
             virtual_stages=column("virtual_stages"),
             micro_batch=column("micro_batch"),
+            replicate=column("replicate"),
             zero_stage=zero_stage,
             recompute=recompute,
             sequence_parallel=sequence_parallel,
@@ -100,11 +102,13 @@ class Placement:
             fold over the ranks of "tp", "cp" and "dp", which hold the experts of a layer between them.
         axes: logical axis of an operator -> mesh axis (or axes) it is split over; axes left out are not split.
         states: "weights", "gradients", "optimizer", and what techniques add.
+        copies: of sharded states (hybrid sharding).
     """
 
     mesh: Mapping[str, Array]
     axes: Mapping[str, str | tuple[str, ...]]
     states: Mapping[str, State]
+    copies: Array = 1
 
     @property
     def ways(self) -> dict[str, Array]:
@@ -128,6 +132,16 @@ class Placement:
     def replicas(self) -> Group:
         """The ranks that hold the same part of the model, experts apart: context and data parallel ones."""
         return Group(self.mesh["cp"] * self.mesh["dp"], self.mesh["tp"])
+
+    def sharers(self) -> Group:
+        """Of those, the ranks over which one copy of what is sharded is divided."""
+        whole = self.replicas()
+        return Group(whole.ranks / self.copies, whole.stride)
+
+    def copy_holders(self) -> Group:
+        """The ranks that hold the same shard, one of each copy."""
+        sharers = self.sharers()
+        return Group(self.copies, sharers.stride * sharers.ranks)
 
     def experts(self) -> Group:
         """The ranks that hold different experts of a layer."""
@@ -199,7 +213,7 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float, held_gradient_byt
     spread: dict[str, str | tuple[str, ...]] = {"expert": "ep", "expert_tokens": "tp/etp", "expert_ffn": "etp"}
     axes |= spread if batch.spread_experts else {"expert_ffn": "tp"}
     mixed = job.precision != "fp32"
-    sharded = batch.data_parallel * batch.context_parallel
+    sharded = batch.data_parallel * batch.context_parallel / batch.replicate
     states = {
         "weights": State(2.0 if mixed else 4.0, sharded if batch.zero_stage >= 3 else 1),
         "gradients": State(
@@ -207,4 +221,4 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float, held_gradient_byt
         ),
         "optimizer": State(12.0 if mixed else 8.0, sharded if batch.zero_stage >= 1 else 1),
     }
-    return Placement(mesh, axes, states)
+    return Placement(mesh, axes, states, batch.replicate)

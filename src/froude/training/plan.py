@@ -50,7 +50,11 @@ class Job(Spec):
 
 
 class Layout(Spec):
-    """How the work is divided. ``data_parallel`` follows from the machine when left out."""
+    """How the work is divided. ``data_parallel`` follows from the machine when left out.
+
+    ``replicate`` copies of what ZeRO shards are kept (hybrid sharding, HSDP): each copy is divided over the ranks of
+    ``data_parallel / replicate`` neighbours, and gradients are reduced among the copies as well.
+    """
 
     data_parallel: Positive
     tensor_parallel: Positive = 1
@@ -62,6 +66,7 @@ class Layout(Spec):
     schedule: str = "1f1b"
     micro_batch: Positive = 1
     zero_stage: Literal[0, 1, 2, 3] = 1
+    replicate: Positive = 1
     sequence_parallel: bool = True
     recompute: Recompute = "none"
 
@@ -78,6 +83,7 @@ class Layout(Spec):
             ("ep", self.expert_parallel),
             ("etp", self.expert_tensor_parallel),
             ("vpp", self.virtual_stages),
+            ("replicate", self.replicate),
         ):
             if value > 1:
                 parts.append(f"{name} {value}")

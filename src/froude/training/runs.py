@@ -109,7 +109,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
     try:
         architecture = _architecture(row)
         cluster = _cluster(row)
-        layout, sequences = _layout(row, cluster)
+        layout, sequences = _layout(row, architecture, cluster)
         job = Job.parse(
             {
                 "seq_len": row.need("seq", "seq_len"),
@@ -145,7 +145,9 @@ def _tables() -> dict[str, Any]:
 def _defaults_of(cells: Mapping[str, Any]) -> dict[str, Any]:
     """What is assumed of a row's source, refined by the recipes that the row falls under, later ones over earlier."""
     source = str(cells["source"])
-    defaults = dict(next(entry for entry in _tables()["source"] if source.startswith(entry["prefix"])))
+    where = str(cells.get("where") or "")
+    named = (entry for entry in _tables()["source"] if source.startswith(entry["prefix"]))
+    defaults = dict(next(entry for entry in named if entry.get("where", "") in where))
     mechanisms = dict(defaults.get("mechanisms", {}))
     for recipe in _tables()["recipe"]:
         if source.startswith(recipe["source"]) and _falls_under(recipe, cells):
@@ -261,10 +263,19 @@ def _cluster(row: _Row) -> Cluster:
     port = row.defaults.get("scaleout_bandwidth_of", {}).get(device, row.defaults.get("scaleout_bandwidth"))
     if port is not None:
         fields["scaleout_bandwidth"] = port
+    if _slices(row) > 1:  # each has a fabric of its own
+        fields["scaleup_domain"] = fields["count"] // _slices(row)
     return Cluster.parse(fields)
 
 
-def _layout(row: _Row, cluster: Cluster) -> tuple[Layout, int]:
+def _slices(row: _Row) -> int:
+    """Slices of a TPU that a run spans, where the source's notes say so ("2x v5p-128")."""
+    pattern = row.defaults.get("slices")
+    found = re.search(pattern, str(row.cells.get("notes") or "")) if pattern else None
+    return int(found.group(1)) if found else 1
+
+
+def _layout(row: _Row, architecture: Architecture, cluster: Cluster) -> tuple[Layout, int]:
     """The layout, and the sequences of a global batch."""
     tensor = int(row.get("tp", "tensor_parallel", 1))
     pipeline = int(row.get("pp", "pipeline_parallel", 1))
@@ -289,7 +300,7 @@ def _layout(row: _Row, cluster: Cluster) -> tuple[Layout, int]:
             micro_batch = unstated or row.defaults.get("micro_batch", 1)
     if micro_batch != int(micro_batch) or sequences % (data * int(micro_batch)):
         raise Unusable(f"{sequences} sequences do not divide into micro-batches of {micro_batch:g} on {data} replicas")
-    virtual = int(row.get("vpp", "virtual_stages", 1) or 1) if pipeline > 1 else 1
+    virtual = _virtual_stages(row, architecture.layers, pipeline) if pipeline > 1 else 1
     sequence_parallel = bool(row.get("sp", "sequence_parallel", False)) and tensor > 1
     layout = Layout.parse(
         {
@@ -303,11 +314,31 @@ def _layout(row: _Row, cluster: Cluster) -> tuple[Layout, int]:
             "schedule": "interleaved-1f1b" if virtual > 1 else "1f1b",
             "micro_batch": int(micro_batch),
             "zero_stage": int(row.get("zero_stage", "zero_stage", 0)),
+            "replicate": _copies(row, data),
             "sequence_parallel": sequence_parallel,
             "recompute": row.get("recompute", "recompute", "none"),
         }
     )
     return layout, int(sequences)
+
+
+def _virtual_stages(row: _Row, layers: int, stages: int) -> int:
+    """As stated; else the source's default, or the most that divide the layers up to its bound."""
+    most = row.defaults.get("virtual_stages_up_to", 1)
+    own = layers // stages
+    dividing = max(n for n in range(1, max(1, min(most, own)) + 1) if layers % (stages * n) == 0 or n == 1)
+    return int(row.get("vpp", "virtual_stages", dividing) or 1)
+
+
+def _copies(row: _Row, data: int) -> int:
+    """Copies of sharded states, where the source shards over a slice or a few neighbouring ranks only."""
+    if _slices(row) > 1:
+        return _slices(row)
+    sharers = row.defaults.get("sharers_of", {}).get(str(row.cells["device"]))
+    if sharers is None or data % sharers:
+        return 1
+    row.assumed.append("replicate")
+    return data // int(sharers)
 
 
 def _stack(row: _Row) -> Stack:

@@ -100,6 +100,10 @@ class Scenario:
                 f"data_parallel x micro_batch {per_round} does not divide the global batch of "
                 f"{job.global_batch_sequences} sequences"
             )
+        if layout.data_parallel % layout.replicate:
+            return f"replicate {layout.replicate} does not divide data_parallel {layout.data_parallel}"
+        if layout.replicate > 1 and (layout.zero_stage == 0 or arch.experts is not None):
+            return f"replicate {layout.replicate} needs sharded states (zero_stage 1 or more) of a dense model"
         if pp > 1 and layout.zero_stage >= 3:
             return f"zero_stage {layout.zero_stage} gathers weights in every pass and is not combined with pipelines"
         found = _schedule(layout.schedule).objection(pp, self.micro_batches(layout), layout.virtual_stages)
@@ -243,7 +247,7 @@ def work_of_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[WorkB
         blocks = model_blocks(arch, job, batch, placement, scenario.stack)
         for technique in scenario.techniques:
             blocks = technique.rewrite_blocks(blocks, context)
-        work = step_work(blocks, arch, job, batch, placement)
+        work = step_work(blocks, arch, job, batch, placement, scenario.stack)
         for technique in scenario.techniques:
             work = technique.rewrite_work(work, context)
         batches.append(WorkBatch(tuple(members), batch, placement, work, context))
@@ -446,6 +450,7 @@ def _pick_placement(placement: Placement, index: np.ndarray) -> Placement:
 
     return replace(
         placement,
+        copies=pick(placement.copies),
         mesh={axis: pick(size) for axis, size in placement.mesh.items()},
         states={name: replace(state, shards=pick(state.shards)) for name, state in placement.states.items()},
     )

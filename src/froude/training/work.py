@@ -79,7 +79,7 @@ class StepWork:
     gather_forward: Sync | None
     gather_backward: Sync | None
     reduce: Sync | None
-    update: Mapping[BlockName, tuple[Operator, ...]]
+    update: Mapping[BlockName, Work]
     send: tuple[Collective, ...]
 
 
@@ -106,10 +106,13 @@ def model_blocks(arch: Architecture, job: Job, batch: LayoutBatch, placement: Pl
     }
 
 
-def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement) -> StepWork:
+def step_work(
+    blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack
+) -> StepWork:
     """The work of a step on these blocks: what ZeRO gathers, reduces and updates.
 
-    Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054.
+    Rajbhandari et al. 2020, ZeRO, arXiv:1910.02054. A compiled program loops over stacked layers, whose gradients are
+    whole only after the loop: copies of shards are then reduced before the update, and nothing hides it.
     """
     weights, gradients = placement.states["weights"], placement.states["gradients"]
 
@@ -127,6 +130,10 @@ def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, 
     reduced = per_block(
         "reduce-scatter" if batch.zero_stage >= 1 else "all-reduce", gradients.bytes_per_parameter, "gradients"
     )
+    across = _between_copies(blocks, placement, gradients.bytes_per_parameter) if batch.zero_stage >= 1 else {}
+    late = stack.host == "compiled"
+    if not late:
+        reduced = {name: (*reduced[name], *across.get(name, ())) for name in blocks}
     optimizer = placement.states["optimizer"]
     whole = {name: _whole_bytes(block, blocks, placement, batch) for name, block in blocks.items()}
     return StepWork(
@@ -137,7 +144,8 @@ def step_work(blocks: Blocks, arch: Architecture, job: Job, batch: LayoutBatch, 
         gather_backward=gather_backward,
         reduce=Sync(reduced, "pass" if batch.zero_stage >= 2 else "step"),
         update={
-            name: _adam(
+            name: (across.get(name, ()) if late else ())
+            + _adam(
                 (block.parameters - block.expert_parameters) / optimizer.shards
                 + block.expert_parameters / placement.expert_shards(optimizer),
                 job,
@@ -170,13 +178,25 @@ def _replicated(
     name: str,
 ) -> tuple[Collective, ...]:
     """A collective over the replicas of a block; experts have replicas of their own."""
-    shared = block.parameters - block.expert_parameters
-    over_shared = Collective(kind=kind, bytes=shared * size, group=placement.replicas(), name=name)
+    shared = (block.parameters - block.expert_parameters) * size
+    group = placement.replicas() if kind == "all-reduce" else placement.sharers()
+    over_shared = Collective(kind=kind, bytes=shared, group=group, name=name)
     if not np.any(block.expert_parameters):
         return (over_shared,)
     experts = placement.expert_replicas()
     over_experts = Collective(kind=kind, bytes=block.expert_parameters * size, group=experts, name=f"expert-{name}")
     return (over_shared, over_experts)
+
+
+def _between_copies(blocks: Blocks, placement: Placement, size: float) -> dict[BlockName, tuple[Collective, ...]]:
+    """Of hybrid sharding: each shard's gradients are summed over the copies."""
+    if not np.any(np.greater(placement.copies, 1)):
+        return {}
+    ranks, holders = placement.sharers().ranks, placement.copy_holders()
+    return {
+        name: (Collective(kind="all-reduce", bytes=b.parameters * size / ranks, group=holders, name="gradient-copies"),)
+        for name, b in blocks.items()
+    }
 
 
 def stream_bytes(arch: Architecture, job: Job, batch: LayoutBatch) -> Array:
@@ -227,6 +247,8 @@ def _layer(
     again: Work = tuple(op for op in operators if _recomputed(op, stack))
     if batch.recompute == "full":
         again = forward
+        if stack.host == "compiled" and not routed:  # nobody reads the layer's last product again: it is left out
+            again = tuple(op for op in forward if op.name not in ("mlp-down", "mlp-residual"))
     elif batch.recompute == "selective":
         again = (*again, *(op for op in operators if isinstance(op, Attention)))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from froude.training.accuracy import step_spread
 from froude.training.choice import MIN_LAYOUTS, Candidate, choice_alike, choices, rank_correlation
 from froude.training.runs import COLUMNS, run_of
 from froude.training.scores import Check, Scored
@@ -71,3 +72,16 @@ def test_coverage_is_the_share_of_rows_inside_their_interval() -> None:
     assert check.coverage() == pytest.approx(0.75)
     assert check.json()["interval_coverage"]["by_source"] == {"a": 0.75}
     assert Check(1, (Scored("x", "a", 1.0, 1.0),), ()).coverage() is None
+
+
+def test_intervals_widen_where_less_is_known() -> None:
+    def spread(**changes: object) -> float:
+        found, said = step_spread(run_of({**MEGATRON_22B, **changes}).scenario)
+        assert "docs/accuracy.md" in said
+        return found
+
+    usual = spread()
+    assert 0.1 < usual < 0.2
+    assert spread(device="mi250x", source="x", attention="flash-2") > 1.5 * usual
+    assert usual < spread(n_gpus=512, global_batch_seqs=256) < 1.1 * usual
+    assert spread(n_experts=8, topk=2, expert_ffn=24576, source="x", attention="flash-2") > 1.2 * usual

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from froude.timing.constants import default_constants
 from froude.training.ledger import memory_constants
 from froude.training.step import Scenario
 
@@ -17,10 +20,39 @@ def _table() -> dict[str, Any]:
 
 
 def step_spread(scenario: Scenario) -> tuple[float, str]:
-    """Half-width of the 80% interval of a step (a factor above one), and its source."""
+    """Half-width of the 80% interval of a step (a factor above one), and its source.
+
+    Runs of a site scatter, sites differ, devices without measured kernels are known less well, and nobody knows how
+    much the slowest of many nodes holds up the others: independent reasons, whose squares add.
+    """
+    if scenario.own_machine:
+        return _half_width([_deviation("profile")]), str(_table()["profile"]["source"])
     kind = "experts" if scenario.architecture.experts else "dense"
-    row = _table()["step"]["profile" if scenario.own_machine else kind]
-    return float(row["value"]), str(row["source"])
+    parts = [_deviation("within", kind), _deviation("between")]
+    said = f"{parts[0]:.1%} within a site ({kind}) and {parts[1]:.1%} between sites, standard deviations"
+    if not measured_device(scenario.cluster.device.name):
+        parts.append(_deviation("unmeasured"))
+        said += f", {parts[-1]:.0%} for a device without measured kernels"
+    parts.append(_deviation("stragglers") * math.log2(scenario.cluster.nodes))
+    return _half_width(parts), f"{said} (docs/accuracy.md)"
+
+
+def measured_device(name: str) -> bool:
+    """Whether kernels were measured on a device of this generation, and whole steps fitted."""
+    constants = default_constants()
+    clock = constants.table.get(f"clock.{constants.generation(name)}")
+    return clock is not None and clock.prior is not None
+
+
+def _deviation(*path: str) -> float:
+    node = _table()
+    for name in path:
+        node = node[name]
+    return float(node["value"])
+
+
+def _half_width(deviations: Iterable[float]) -> float:
+    return math.exp(NORMAL_80 * math.sqrt(sum(value**2 for value in deviations))) - 1.0
 
 
 def memory_spread() -> float:

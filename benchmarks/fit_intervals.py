@@ -18,10 +18,10 @@ from froude.training.scores import MIN_ROWS
 
 
 def main() -> None:
-    """Print the three figures."""
+    """Print the figures."""
     check = check_train(sys.argv[1])
-    factors = []
     for kind in check.kinds():
+        factors = []
         sources: dict[str, list[float]] = {}
         for item in check.scored:
             if item.kind == kind:
@@ -32,10 +32,9 @@ def main() -> None:
                 continue
             factor = float(np.median(ratios))
             within.append(float(np.quantile(np.abs(np.array(ratios) - factor), 0.8)) / NORMAL_80)
-            if kind == "dense":
-                factors.append(factor)
+            factors.append(factor)
         print(f"within.{kind} = {np.sqrt(np.mean(np.square(within))):.3f}")
-    print(f"between = {np.sqrt(np.mean(np.square(factors))):.3f}")
+        print(f"between.{kind} = {np.sqrt(np.mean(np.square(factors))):.3f}")
 
 
 if __name__ == "__main__":

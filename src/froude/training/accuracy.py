@@ -13,6 +13,9 @@ from froude.timing.constants import default_constants
 from froude.training.ledger import memory_constants
 from froude.training.step import Scenario
 
+NORMAL_80 = 1.2816
+"""Standard deviations either side of the mean that hold 80% of a normal distribution."""
+
 
 @lru_cache(maxsize=1)
 def _table() -> dict[str, Any]:
@@ -28,7 +31,7 @@ def step_spread(scenario: Scenario) -> tuple[float, str]:
     if scenario.own_machine:
         return _half_width([_deviation("profile")]), str(_table()["profile"]["source"])
     kind = "experts" if scenario.architecture.experts else "dense"
-    parts = [_deviation("within", kind), _deviation("between")]
+    parts = [_deviation("within", kind), _deviation("between", kind)]
     said = f"{parts[0]:.1%} within a site ({kind}) and {parts[1]:.1%} between sites, standard deviations"
     if not measured_device(scenario.cluster.device.name):
         parts.append(_deviation("unmeasured"))

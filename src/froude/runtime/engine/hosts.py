@@ -168,9 +168,9 @@ def check_memory(architecture: Architecture, spec: ServeSpec) -> None:
     import psutil
 
     check_runnable(architecture)
-    cache_tokens = spec.kv_blocks * spec.block_tokens
+    cache_tokens = (spec.kv_blocks + spec.swap_blocks) * spec.block_tokens
     weights = architecture.parameters * _FLOAT_BYTES
-    needed = weights + cache_tokens * architecture.kv_bytes_per_token(_FLOAT_BYTES)
+    needed = spec.replicas * (weights + cache_tokens * architecture.kv_bytes_per_token(_FLOAT_BYTES))
     free = psutil.virtual_memory().available
     if needed > free:
         raise FroudeError(

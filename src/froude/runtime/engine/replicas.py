@@ -16,7 +16,7 @@ from typing import Any
 
 from froude.core.errors import FroudeError
 from froude.runtime.engine.calibration import Measured
-from froude.runtime.engine.hosts import FroudeHost, Host, OnRequests
+from froude.runtime.engine.hosts import FroudeHost, Host, OnRequests, check_memory
 from froude.runtime.engine.probe import Composition
 from froude.runtime.engine.replay import Arrival, Log, RequestLog
 from froude.runtime.engine.spec import ServeSpec
@@ -53,14 +53,20 @@ class ReplicatedHost(Host):
     def __init__(self, spec: ServeSpec) -> None:
         self.spec, architecture = spec, architecture_of(spec.model)
         self.model_name, self.vocab = architecture.name, architecture.vocab
+        self._longest = architecture.max_positions
+        check_memory(architecture, spec)
         self._replicas = [_Handle(spec, number) for number in range(spec.replicas)]
         for replica in self._replicas:
             replica.receive()
 
     def check(self, spec: ServeSpec, arrivals: Items[Arrival]) -> None:
         """See `Host`."""
-        scheduler = spec.make_scheduler()
+        scheduler, longest = spec.make_scheduler(), self._longest
         for arrival in arrivals:
+            if arrival.sequence.prompt_tokens + arrival.sequence.output_tokens > longest:
+                raise FroudeError(
+                    f"trace: request {arrival.sequence.id} is longer than the model's {longest} positions"
+                )
             if not fits(arrival.sequence, scheduler, spec.kv_blocks, spec.block_tokens):
                 raise FroudeError(f"kv_blocks: request {arrival.sequence.id} can never fit the cache of a replica")
 

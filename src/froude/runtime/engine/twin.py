@@ -52,8 +52,8 @@ SCHEDULERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("s3", {}),
     ("fair", {}),
 )
-# What tells them apart: an overload, a tight cache, clients of unequal appetite, and requests that may generate more than
-# they do. Simulated times lie a tenth or more from one another, which a machine's noise does not turn round.
+# What tells them apart: an overload, a tight cache, clients of unequal appetite, and requests that may generate more
+# than they do. Simulated times lie a tenth or more from one another, which a machine's noise does not turn round.
 CONTENTION: dict[str, Any] = {
     "trace": f"{MIX},clients=4",
     "kv_blocks": 48,

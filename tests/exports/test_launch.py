@@ -51,6 +51,13 @@ def test_experts_over_groups_that_attend_apart(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_stages(engine):
+    built = build_deployment("llama-3.1-8b", "h100-sxm:4", engine=engine, tensor_parallel=2, pipeline_parallel=2)
+    read = read_launch(launch_script(built))
+    assert (read["tensor_parallel"], read["pipeline_parallel"]) == (2, 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_kubernetes_there_and_back(engine, tmp_path):
     built = build_deployment("llama-3.1-8b", "h100-sxm:6", engine=engine, replicas=3, **WANTED)
     path = tmp_path / "deployment.yaml"

@@ -71,6 +71,7 @@ class Launcher:
         return {
             "tensor_parallel": deployment.tensor_parallel,
             "data_parallel": deployment.data_parallel,
+            "pipeline_parallel": deployment.pipeline_parallel,
             "expert_parallel": deployment.expert_parallel,
             "max_seqs": scheduler.max_seqs,
             "chunk_tokens": scheduler.max_batched_tokens,

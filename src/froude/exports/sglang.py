@@ -44,6 +44,7 @@ SGLANG = _SgLang(
     flags=(
         Flag("--tp-size", "devices", int, always=True),
         Flag("--dp-size", "data_parallel", int),
+        Flag("--pp-size", "pipeline_parallel", int),
         Flag("--ep-size", "expert_parallel", int),
         Flag("--max-running-requests", "max_seqs", int, always=True),
         Flag("--chunked-prefill-size", "chunk_tokens", int, always=True),

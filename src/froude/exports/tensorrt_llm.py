@@ -31,6 +31,7 @@ TENSORRT_LLM = _TensorRtLlm(
     model_flag=None,
     flags=(
         Flag("--tp_size", "devices", int, always=True),
+        Flag("--pp_size", "pipeline_parallel", int),
         Flag("--ep_size", "expert_parallel", int),
         Flag("--max_batch_size", "max_seqs", int, always=True),
         Flag("--max_num_tokens", "chunk_tokens", int, always=True),

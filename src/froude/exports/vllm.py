@@ -34,6 +34,7 @@ VLLM = _Vllm(
     flags=(
         Flag("--tensor-parallel-size", "tensor_parallel", int, always=True),
         Flag("--data-parallel-size", "data_parallel", int),
+        Flag("--pipeline-parallel-size", "pipeline_parallel", int),
         Flag("--max-num-seqs", "max_seqs", int, always=True),
         Flag("--max-num-batched-tokens", "chunk_tokens", int, always=True),
         Flag("--gpu-memory-utilization", "gpu_memory_utilization", float, always=True),
@@ -49,5 +50,10 @@ VLLM = _Vllm(
     schedulers=("vllm-v1", "sarathi-serve"),
     image="vllm/vllm-openai:latest",
     port=8000,
-    aliases={"-tp": "--tensor-parallel-size", "-dp": "--data-parallel-size", "-q": "--quantization"},
+    aliases={
+        "-tp": "--tensor-parallel-size",
+        "-pp": "--pipeline-parallel-size",
+        "-dp": "--data-parallel-size",
+        "-q": "--quantization",
+    },
 )

@@ -21,6 +21,13 @@ def test_zipf_favours_the_short():
     assert trace.input_tokens.sum() / trace.output_tokens.sum() == pytest.approx(4.0, rel=0.02)
 
 
+def test_power_laws_have_the_mean_asked_for():
+    trace = load_trace("powerlaw:in=256,out=64,max=6144", seed=1, requests=40_000)
+    assert trace.input_tokens.mean() == pytest.approx(256, rel=0.05)
+    assert trace.output_tokens.mean() == pytest.approx(64, rel=0.05)
+    assert np.median(trace.input_tokens) < 30 and trace.input_tokens.max() > 5000
+
+
 def test_every_turn_of_a_session_repeats_what_was_said():
     trace = load_trace("sessions:turns=4,in=300,out=100,block=64,rate=2", seed=3, requests=400)
     assert trace.prefix_ids is not None and (np.diff(trace.arrival_s) >= 0).all()

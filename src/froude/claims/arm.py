@@ -13,6 +13,7 @@ from froude.core.spec import Spec
 _ARMS: dict[Room, tuple[str, str]] = {
     "training": ("froude.claims.training", "TrainingArm"),
     "serving": ("froude.claims.serving", "ServingArm"),
+    "planning": ("froude.claims.planning", "FleetArm"),
 }
 
 

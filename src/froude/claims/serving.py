@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from froude.claims.metric import Metric
 from froude.claims.parts import Described, Use, architecture, cluster
 from froude.core.arrays import Floats
+from froude.core.errors import FroudeError
 from froude.core.spec import Spec
-from froude.serving.api import Deployment, build_deployment, make_load
-from froude.serving.outcome import NEVER, Outcome
-from froude.serving.policy import SCHEDULERS, Sequence
-from froude.serving.simulator import jump
+from froude.serving.api import Deployment, ServeResult, build_deployment, make_load, run_deployment
+from froude.serving.metrics import parse_slo
+from froude.serving.outcome import NEVER
+from froude.serving.policy import SCHEDULERS
 from froude.serving.technique import techniques
 from froude.workloads.trace import Ints, Trace, make_trace
 
@@ -62,6 +63,8 @@ class ServingArm(Spec):
         rate: Poisson arrivals per second; without it every request waits from the start.
         context_tokens: most tokens of prompt and output together that an engine must expect of a request.
         scheduler, techniques: by name, with their knobs.
+        replicas, router, disaggregate, migrate, prefix_cache, kv_dtype: as for ``froude simulate serve``.
+        slo, attainment: targets, and the share of requests that must meet them, where a rate is sought.
     """
 
     model: Described
@@ -76,12 +79,26 @@ class ServingArm(Spec):
     tensor_parallel: int = 1
     scheduler: Use
     techniques: tuple[Use, ...] = ()
+    replicas: int = 1
+    router: str = "least-outstanding"
+    disaggregate: str | None = None
+    migrate: str | None = None
+    prefix_cache: bool = False
+    kv_dtype: str | None = None
+    slo: str | None = None
+    attainment: float = Field(default=0.9, gt=0, le=1)
 
     @model_validator(mode="after")
     def _one_workload(self) -> Self:
         if (self.trace is None) == (self.lengths is None):
             raise ValueError("give one of trace and lengths")
         return self
+
+    @field_validator("disaggregate", "migrate", mode="before")
+    @classmethod
+    def _switched_off(cls, value: Any) -> Any:
+        """``none``, which TOML has no other word for."""
+        return None if value == "none" else value
 
     def deployment(self) -> Deployment:
         """What serves."""
@@ -92,6 +109,12 @@ class ServingArm(Spec):
             scheduler=SCHEDULERS.create(self.scheduler.name, **self.scheduler.knobs),
             tensor_parallel=self.tensor_parallel,
             techniques=[techniques.create(use.name, **use.knobs) for use in self.techniques],
+            replicas=self.replicas,
+            router=self.router,
+            disaggregate=self.disaggregate,
+            migrate=self.migrate,
+            prefix_cache=self.prefix_cache,
+            kv_dtype=self.kv_dtype,
         )
 
     def load(self) -> Trace:
@@ -102,44 +125,37 @@ class ServingArm(Spec):
     def run(self) -> Served:
         """Serve the load."""
         built, load = self.deployment(), self.load()
-        arrivals = np.rint(load.arrival_s * PS).astype(np.int64).tolist()
-        sequences = [
-            Sequence(i, arrival, prompt, output, max(output, (self.context_tokens or 0) - prompt))
-            for i, (arrival, prompt, output) in enumerate(
-                zip(arrivals, load.input_tokens.tolist(), load.output_tokens.tolist(), strict=True)
-            )
-        ]
-        pool = built.pool
-        outcome = jump(sequences, built.scheduler, built.time, pool.blocks, pool.block_tokens, record=True)
-        return Served(built, load, outcome)
+        return Served(self, run_deployment(built, load, record=True, context_tokens=self.context_tokens))
 
 
 @dataclass(frozen=True)
 class Served:
-    """A deployment, its load, and what became of it."""
+    """An arm, and what became of its load."""
 
-    deployment: Deployment
-    load: Trace
-    outcome: Outcome
+    arm: ServingArm
+    result: ServeResult
 
     @property
     def times_s(self) -> tuple[Floats, Floats]:
         """First and last token of every request that completed."""
-        first, finish = (np.array(t, dtype=np.int64) for t in (self.outcome.first_ps, self.outcome.finish_ps))
+        first, finish = (
+            np.array(t, dtype=np.int64) for t in (self.result.outcome.first_ps, self.result.outcome.finish_ps)
+        )
         done = finish != NEVER
         return first[done] / PS, finish[done] / PS
 
 
 def _total_throughput(run: Served) -> float:
     """Prompt and output tokens per second and device, from the first arrival to the last token."""
-    tokens = int(run.load.input_tokens.sum() + run.load.output_tokens.sum())
-    return tokens / float(run.times_s[1].max()) / run.deployment.devices
+    load = run.result.trace
+    tokens = int(load.input_tokens.sum() + load.output_tokens.sum())
+    return tokens / float(run.times_s[1].max()) / run.result.deployment.devices
 
 
 def _running_requests(run: Served) -> float:
     """Requests between their first and last token, averaged over the time until the last arrival."""
     first, finish = run.times_s
-    until = float(run.load.arrival_s[-1])
+    until = float(run.result.trace.arrival_s[-1])
     return float((np.minimum(finish, until) - np.minimum(first, until)).sum()) / until
 
 
@@ -147,7 +163,7 @@ def _tbt_p99(run: Served) -> float:
     """99th percentile over output tokens of the time since the token before, where every iteration decodes."""
     gaps: list[Any] = []
     weights: list[Any] = []
-    for segment in run.outcome.segments:
+    for segment in run.result.outcome.segments:
         if segment.decoding:
             gaps.append((segment.first_ps + segment.slope_ps * np.arange(segment.count)) / PS)
             weights.append(np.full(segment.count, segment.decoding))
@@ -157,8 +173,55 @@ def _tbt_p99(run: Served) -> float:
     return float(gap[order][np.searchsorted(reached, 0.99)])
 
 
+def _output_throughput(run: Served) -> float:
+    """Output tokens per second, from the first token of all to the last: prompts that all wait for are left out."""
+    first, finish = run.times_s
+    return float(run.result.trace.output_tokens[run.result.latencies.request].sum() / (finish.max() - first.min()))
+
+
+def _request_throughput(run: Served) -> float:
+    """Requests completed per second."""
+    finish = run.times_s[1]
+    return len(finish) / float(finish.max())
+
+
+def _latency_per_token(run: Served) -> float:
+    """Mean over requests of end-to-end latency over output tokens."""
+    found = run.result.latencies
+    return float((found.e2e_s / run.result.trace.output_tokens[found.request]).mean())
+
+
+def _max_rate_per_device(run: Served) -> float:
+    """The highest Poisson rate per device at which the attainment of the arm's targets is met, within 2%."""
+    arm, built = run.arm, run.result.deployment
+    targets = parse_slo(arm.slo)
+    if not targets:
+        raise FroudeError("slo: this metric needs targets, such as ttft=0.4,tpot=0.04")
+
+    def meets(rate: float) -> bool:
+        load = arm.model_copy(update={"rate": rate}).load()
+        found = run_deployment(built, load, targets, context_tokens=arm.context_tokens)
+        return float(found.latencies.meeting(targets).sum()) >= arm.attainment * len(load)
+
+    waiting = run_deployment(built, run.result.trace.at_once(), context_tokens=arm.context_tokens)
+    high = 1.25 * len(waiting.latencies.request) / waiting.duration_s
+    low = 0.0
+    while high - low > 0.02 * high:
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if meets(middle) else (low, middle)
+        if high < 1e-6:
+            raise FroudeError(f"slo: {arm.slo} is met at no rate")
+    return low / built.devices
+
+
 METRICS: dict[str, Metric[Served]] = {
     "total_tokens_per_s_per_device": Metric("higher", _total_throughput),
     "running_requests": Metric("higher", _running_requests),
     "tbt_p99_s": Metric("lower", _tbt_p99),
+    "output_tokens_per_s": Metric("higher", _output_throughput),
+    "requests_per_s": Metric("higher", _request_throughput),
+    "latency_per_token_s": Metric("lower", _latency_per_token),
+    "e2e_mean_s": Metric("lower", lambda run: float(run.result.latencies.e2e_s.mean())),
+    "ttft_p99_s": Metric("lower", lambda run: float(np.quantile(run.result.latencies.ttft_s, 0.99))),
+    "max_rate_per_device": Metric("higher", _max_rate_per_device),
 }

@@ -477,6 +477,7 @@ def simulate_serve(
     slo: str | None = None,
     stepping: bool = False,
     record: bool = False,
+    context_tokens: int | None = None,
     **deployment: Any,
 ) -> ServeResult:
     """Serve a trace and see what happens.
@@ -488,6 +489,7 @@ def simulate_serve(
         slo: targets such as ``ttft=0.5,tpot=0.05`` in seconds.
         stepping: one iteration at a time; the same figures, slowly.
         record: keep the segments, for timelines.
+        context_tokens: the engine's limit of prompt and output together, for schedulers that reserve up to it.
         deployment: see `build_deployment`.
     """
     targets = parse_slo(slo)
@@ -501,7 +503,8 @@ def simulate_serve(
         requests=requests,
         seed=seed,
     )
-    return run_deployment(built, load, targets, concurrency=concurrency, stepping=stepping, record=record)
+    how = {"stepping": stepping, "record": record}
+    return run_deployment(built, load, targets, concurrency=concurrency, context_tokens=context_tokens, **how)
 
 
 def run_deployment(
@@ -512,9 +515,17 @@ def run_deployment(
     concurrency: int | None = None,
     stepping: bool = False,
     record: bool = False,
+    context_tokens: int | None = None,
 ) -> ServeResult:
-    """Serve a load on a deployment that is already built."""
+    """Serve a load on a deployment that is already built.
+
+    ``context_tokens`` is the most that prompt and output of a request may have together, as far as the engine knows: a
+    scheduler that reserves for the longest output reserves up to it.
+    """
     sequences = sequences_of(load)
+    if context_tokens is not None:
+        for sequence in sequences:
+            sequence.limit_tokens = max(sequence.output_tokens, context_tokens - sequence.prompt_tokens)
     router: Router | ScalingRouter | None = ROUTERS.create(built.router) if built.replicas > 1 else None
     if built.autoscale is not None:
         router = ScalingRouter(built.autoscale, ROUTERS.create(built.router))

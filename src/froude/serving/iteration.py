@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from froude.program.controller import Controller
@@ -51,6 +52,71 @@ class IterationTime(ABC):
     def joules(self, busy_s: float, idle_s: float) -> float | None:
         """Energy drawn by the devices over that much busy and idle time, where known."""
         return None
+
+
+class ReplicaTime(IterationTime):
+    """Iterations of which devices and host each do a part, one after the other or at the same time.
+
+    What a technique changes is mostly the devices' part: it wraps another `ReplicaTime` and overrides `device`.
+
+    Attributes:
+        overlap: the host prepares the next iteration meanwhile, and the longer of the two counts.
+    """
+
+    overlap: bool
+
+    @abstractmethod
+    def device(self, decoding: int, context: int, prompts: Prompts, width: int = 1) -> tuple[int, int]:
+        """What the devices take in the first iteration, and how much more in each that follows.
+
+        Exactly affine in ``context`` and the prompts' prefixes, one coefficient for all compositions. ``width`` is how
+        many tokens each decoding sequence computes at once, the cache being read once for all of them.
+        """
+
+    @abstractmethod
+    def host(self, sampled: int) -> int:
+        """What the host takes besides for an iteration that gives so many tokens."""
+
+    @abstractmethod
+    def launch(self, decoding: int, prompts: Prompts) -> int:
+        """What the host takes to start the kernels of an iteration, beside them; nothing where it replays a graph."""
+
+    def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
+        """See `IterationTime`."""
+        first, slope = self.device(decoding, context, prompts)
+        launch, host = self.launch(decoding, prompts), self.host(decoding + len(prompts))
+        if self.overlap:
+            return longer(first, slope, launch + host)
+        first, slope, valid = longer(first, slope, launch)
+        return first + host, slope, valid
+
+    @cached_property
+    def key_ps(self) -> int:
+        """What a key that a decoding sequence reads takes."""
+        return self.device(1, 1, ())[0] - self.device(1, 0, ())[0]
+
+
+class WrappedTime(ReplicaTime):
+    """Another, as it is."""
+
+    def __init__(self, inner: ReplicaTime) -> None:
+        self.inner, self.overlap = inner, inner.overlap
+
+    def device(self, decoding: int, context: int, prompts: Prompts, width: int = 1) -> tuple[int, int]:
+        """See `ReplicaTime`."""
+        return self.inner.device(decoding, context, prompts, width)
+
+    def host(self, sampled: int) -> int:
+        """See `ReplicaTime`."""
+        return self.inner.host(sampled)
+
+    def launch(self, decoding: int, prompts: Prompts) -> int:
+        """See `ReplicaTime`."""
+        return self.inner.launch(decoding, prompts)
+
+    def joules(self, busy_s: float, idle_s: float) -> float | None:
+        """See `IterationTime`."""
+        return self.inner.joules(busy_s, idle_s)
 
 
 @dataclass(frozen=True, slots=True)

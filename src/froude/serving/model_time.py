@@ -27,7 +27,7 @@ from froude.models.transformer import (
     ragged_layer_operators,
 )
 from froude.serving.engine_spec import EngineSpec
-from froude.serving.iteration import IterationTime, Prompts, longer
+from froude.serving.iteration import Prompts, ReplicaTime
 from froude.serving.precision import find_precision
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, CostModel
@@ -37,7 +37,7 @@ _PAGE = 2048  # token counts priced at a time
 _LONG = 8192  # context at which the line of attention's price is drawn
 
 
-class ModelIterationTime(IterationTime):
+class ModelIterationTime(ReplicaTime):
     """Prices iterations of one replica: the devices of ``cluster`` that hold ``arch`` together."""
 
     def __init__(
@@ -53,6 +53,7 @@ class ModelIterationTime(IterationTime):
         check_parallel(arch, tensor_parallel, data_parallel, expert_parallel)
         self.arch, self.cluster, self.engine, self.cost = arch, cluster, engine, cost
         self.tensor_parallel, self.data_parallel, self.expert_parallel = tensor_parallel, data_parallel, expert_parallel
+        self.overlap = engine.overlap
         self.devices = tensor_parallel * data_parallel
         self.precision = find_precision(engine.precision)
         self.ways: dict[str, Array] = {
@@ -75,21 +76,8 @@ class ModelIterationTime(IterationTime):
         self._sampled: dict[int, int] = {}
         self._chunks: dict[int, tuple[int, int]] = {}
 
-    def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
-        """See `IterationTime`."""
-        first, slope = self.device(decoding, context, prompts)
-        launch, host = self.launch(decoding, prompts), self.host(decoding + len(prompts))
-        if self.engine.overlap:
-            return longer(first, slope, launch + host)
-        first, slope, valid = longer(first, slope, launch)
-        return first + host, slope, valid
-
     def device(self, decoding: int, context: int, prompts: Prompts, width: int = 1) -> tuple[int, int]:
-        """What the devices take in the first iteration, and how much more in each that follows.
-
-        Exactly affine in ``context`` and the prompts' prefixes. ``width`` is how many tokens each decoding sequence
-        computes at once, the cache being read once for all of them.
-        """
+        """See `ReplicaTime`."""
         groups = self.data_parallel
         first = self._device_ps + context * self._key_ps - (-decoding // groups) * self._row_ps
         slope = decoding * self._key_ps
@@ -107,13 +95,13 @@ class ModelIterationTime(IterationTime):
         return first, slope
 
     def launch(self, decoding: int, prompts: Prompts) -> int:
-        """What the host takes to start the kernels of an iteration; nothing where it replays a graph."""
+        """See `ReplicaTime`."""
         tokens = decoding + sum(count for count, _ in prompts) if prompts else decoding
         captured = tokens <= self.engine.graph_tokens * self.data_parallel
         return 0 if captured and (self.engine.graph_prompts or not prompts) else self._launch_ps
 
     def host(self, sampled: int) -> int:
-        """What the host takes besides for an iteration that gives so many tokens."""
+        """See `ReplicaTime`."""
         return self._step_ps - (-sampled // self.data_parallel) * self._sequence_ps
 
     def joules(self, busy_s: float, idle_s: float) -> float:
@@ -237,6 +225,10 @@ class ModelIterationTime(IterationTime):
 
     def _operators_attention(self, tokens: Array, pairs: Array, context: Array) -> list[Operator]:
         return [op for op in self._layer(tokens, pairs, context) if isinstance(op, Attention)]
+
+    def attention_ps(self, tokens: Array, pairs: Array, context: Array) -> list[int]:
+        """Attention of ``tokens`` queries over ``context`` keys in ``pairs``, all layers; arrays."""
+        return _ps(self._attention(tokens, pairs, context))
 
     def _attention(self, tokens: Array, pairs: Array, context: Array) -> Floats:
         """Seconds of attention in all layers, without starting it."""

@@ -84,7 +84,7 @@ class PipelineIterationTime(IterationTime):
 
     def _per_key(self) -> int:
         """Of a decoding sequence: its share of a micro-batch's keys is the same in every stage."""
-        return self._stretched(self.whole.device(1, 1, ())[0] - self.whole.device(1, 0, ())[0]) // self.stages
+        return self._stretched(self.whole.key_ps) // self.stages
 
     def _per_prefix_token(self, count: int) -> int:
         return self._stretched(self.whole.device(0, 0, [(count, 1)])[0] - self.whole.device(0, 0, [(count, 0)])[0])

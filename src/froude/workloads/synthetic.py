@@ -2,7 +2,8 @@
 
 ``constant:in=1024,out=256`` gives every request the same lengths; ``lognormal:in=1000,out=200,cv=1.0`` draws both from
 log-normal distributions of those means and that coefficient of variation; ``zipf:min=1024,max=4096,theta=0.6,ratio=20``
-draws the total by Zipf's law and splits it, as Vidur does; ``empirical:FILE`` draws pairs of lengths from a trace.
+draws the total by Zipf's law and splits it, as Vidur does; ``powerlaw:in=256,out=256,max=6144`` draws both by power
+laws of those means; ``empirical:FILE`` draws pairs of lengths from a trace.
 ``sessions:turns=3,in=500,out=200`` are conversations whose every turn repeats what was said before; ``agents:...`` are
 graphs of calls; ``prefixes:...`` are requests that begin with one of a few long system prompts. Draws depend on the
 seed only.
@@ -26,6 +27,7 @@ _DEFAULTS: dict[str, dict[str, float]] = {
     "constant": {"in": 1024, "out": 256, "clients": 1, "n": 1000},
     "lognormal": {"in": 1024, "out": 256, "cv": 1, "clients": 1, "n": 1000},
     "zipf": {"min": 1024, "max": 4096, "theta": 0.6, "ratio": 20, "clients": 1, "n": 1000},
+    "powerlaw": {"in": 256, "out": 256, "max": 6144, "clients": 1, "n": 1000},
     "sessions": {"turns": 3, "in": 500, "out": 200, "cv": 1, "think": 30, "rate": 1, "block": 512, "n": 1000},
     "agents": {
         "branches": 3,
@@ -91,6 +93,8 @@ def synthetic_trace(
         inputs, outputs = (np.full(count, max(1, round(knobs[key])), dtype=np.int64) for key in ("in", "out"))
     elif name == "zipf":
         inputs, outputs = _zipf(rng, count, knobs)
+    elif name == "powerlaw":
+        inputs, outputs = (_power_law(rng, count, knobs[key], int(knobs["max"])) for key in ("in", "out"))
     else:
         inputs, outputs = (_lognormal(rng, count, knobs[key], knobs["cv"]) for key in ("in", "out"))
     if name == "prefixes":
@@ -131,6 +135,23 @@ def _zipf(rng: np.random.Generator, count: int, knobs: dict[str, float]) -> tupl
     drawn = rng.choice(totals, count, p=weights / weights.sum())
     outputs = np.maximum(1, np.rint(drawn / (1.0 + knobs["ratio"]))).astype(np.int64)
     return np.maximum(1, drawn - outputs), outputs
+
+
+def _power_law(rng: np.random.Generator, count: int, mean: float, most: int) -> Ints:
+    """From 1 to ``most`` with probability as length to a power, the power being such that the mean is ``mean``."""
+    lengths = np.arange(1, most + 1, dtype=float)
+    if not 1.0 < mean < lengths.mean():
+        raise InvalidValueError("trace powerlaw", mean, f"is no mean of lengths from 1 to {most} that fall off")
+
+    def weights(power: float) -> Any:
+        found = lengths**-power
+        return found / found.sum()
+
+    low, high = 0.0, 20.0
+    for _ in range(60):  # bisection: the mean falls with the power
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if float((weights(middle) * lengths).sum()) > mean else (low, middle)
+    return rng.choice(np.arange(1, most + 1), count, p=weights(low)).astype(np.int64)
 
 
 def _empirical(text: str, rng: np.random.Generator, requests: int | None, found: Trace) -> Trace:

@@ -16,7 +16,7 @@ from froude.core.errors import InvalidValueError, UnknownNameError
 from froude.core.registry import Source
 from froude.models.catalogue import resolve
 from froude.models.operator import BYTES_PER_ELEMENT
-from froude.serving.iteration import FOREVER, IterationTime, Prompts, longer
+from froude.serving.iteration import FOREVER, IterationTime, Prompts, ReplicaTime, longer
 from froude.serving.kv_cache import Pool
 from froude.serving.model_time import ModelIterationTime
 from froude.serving.precision import find_precision
@@ -86,7 +86,7 @@ class Speculative(ServingTechnique):
 
     def rewrite_time(self, time: IterationTime, context: ServingContext) -> IterationTime:
         """A step of drafts and one check, per token."""
-        if not isinstance(time, ModelIterationTime):
+        if not isinstance(time, ReplicaTime):
             raise InvalidValueError(
                 "technique", self.name, "cannot be combined with pipelines or other techniques of time"
             )
@@ -98,11 +98,10 @@ class Speculative(ServingTechnique):
 class SpeculativeIterationTime(IterationTime):
     """What ``target`` and ``draft`` take for a token of every decoding sequence, and for prompts, computed by both."""
 
-    def __init__(self, target: ModelIterationTime, draft: ModelIterationTime, k: int, tokens_per_step: float) -> None:
+    def __init__(self, target: ReplicaTime, draft: ReplicaTime, k: int, tokens_per_step: float) -> None:
         self.target, self.draft, self.k = target, draft, k
         self._share = round(_SCALE / tokens_per_step)
-        per_key, drafting = (time.device(1, 1, ())[0] - time.device(1, 0, ())[0] for time in (target, draft))
-        self._key_ps = (per_key + k * drafting) * self._share // _SCALE
+        self._key_ps = (target.key_ps + k * draft.key_ps) * self._share // _SCALE
 
     def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
         """See `IterationTime`."""
@@ -120,10 +119,10 @@ class SpeculativeIterationTime(IterationTime):
             first += more - alone + drafted
             slope += grows - (target.device(decoding, 0, (), k + 1)[1] if decoding else 0) + drafted_grows
             host = max(host, target.host(len(prompts)) + target.launch(0, prompts))
-        if not target.engine.overlap:
+        if not target.overlap:
             return first + host, slope, FOREVER
         return longer(first, slope, host)
 
-    def joules(self, busy_s: float, idle_s: float) -> float:
+    def joules(self, busy_s: float, idle_s: float) -> float | None:
         """As without drafting: the devices are the same."""
         return self.target.joules(busy_s, idle_s)

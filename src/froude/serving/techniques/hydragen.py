@@ -54,7 +54,7 @@ class _SharedPrefixTime(WrappedTime):
         first, slope = self.inner.device(decoding, context, prompts, width)
         if not decoding:
             return first, slope
-        read_ps = self.key_ps * decoding * self.prefix
+        read_ps = self.inner.key_ps * decoding * self.prefix
         return first - max(0, read_ps - self._product(decoding * width)), slope
 
     def _product(self, rows: int) -> int:

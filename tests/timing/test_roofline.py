@@ -259,3 +259,14 @@ def test_unaligned_heads_leave_the_matrix_units() -> None:
         )
 
     assert seconds(12, 150) > 3 * seconds(12, 152)
+
+
+def test_fused_softmax_takes_sequences_times_heads_in_fours() -> None:
+    # Megatron-LM, fused_softmax.py, is_kernel_available: else scale, mask and softmax are kernels of their own
+    def per_head(sequences: float, heads: float) -> float:
+        stack = find_stack("megatron-2021")
+        op = causal(batch=sequences, queries=1024, heads=heads, kv_heads=heads)
+        return float(Roofline(parse_cluster("a100-sxm-80gb:8"), stack).operator(op).seconds) / sequences / heads
+
+    assert per_head(1, 2) > 1.5 * per_head(2, 2)
+    assert per_head(4, 1) == pytest.approx(per_head(2, 2))

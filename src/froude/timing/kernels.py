@@ -228,7 +228,7 @@ def _attention(op: Attention, rates: Rates) -> Work:
     kernels = constants.structured("attention.kernels")[kernel] * (2.0 if backward else 1.0)
     rate: Array = rates.flops(op.dtype)
     if kernel in ("unfused", "fused-softmax"):
-        return _unfused_attention(op, rates, kernels)
+        return _unfused_attention(op, rates, _refused_softmax(op, kernel))
     traffic = (op.bytes_read + op.bytes_written) / rates.bandwidth
     if rates.own_machine:
         return Work(op.flops / rate, traffic, kernels)
@@ -280,9 +280,21 @@ def flash_fraction(rates: Rates) -> float:
     return rates.constants.of_generation(f"attention.{rates.stack.attention}", rates.device.name)
 
 
-def _unfused_attention(op: Attention, rates: Rates, kernels: float) -> Work:
-    """Score matrices are written out in full: twice the causal products, and softmax and dropout as traffic."""
-    constants = rates.constants
+def _refused_softmax(op: Attention, kernel: str) -> Array:
+    """Whether Megatron-LM's fused softmax refuses: it takes sequences times heads in fours (fused_softmax.py)."""
+    if kernel != "fused-softmax" or op.sequences is None:
+        return False
+    return np.not_equal(np.mod(np.multiply(op.sequences, op.heads), 4.0), 0.0)
+
+
+def _unfused_attention(op: Attention, rates: Rates, refused: Array) -> Work:
+    """Score matrices are written out in full: twice the causal products, and softmax and dropout as traffic.
+
+    Where the fused softmax refuses, its steps are kernels of their own.
+    """
+    constants, kernel = rates.constants, rates.stack.attention
+    count = constants.structured("attention.kernels")
+    kernels = np.where(refused, count["unfused"], count[kernel]) * (2.0 if op.passes > 1.0 else 1.0)
     prefix = op.context / op.tokens - 1.0  # cached over new tokens
     queries = np.maximum(1.0, (op.pairs / op.tokens - 0.5) / (prefix + 0.5))
     full_pairs = op.tokens * queries * (1.0 + prefix)
@@ -294,7 +306,8 @@ def _unfused_attention(op: Attention, rates: Rates, kernels: float) -> Work:
     reached = np.where(aligned, rate, min(rate, vector_rate))
     ramp = 1.0 + constants["gemm.ramp_k"] / np.maximum(queries, 1.0) / 2.0  # one product runs along k = context
     flops = 4.0 * full_pairs * op.heads * op.head_dim * products
-    passes = constants[f"attention.softmax_passes.{rates.stack.attention}"]
+    written_out, fused = (constants[f"attention.softmax_passes.{name}"] for name in ("unfused", kernel))
+    passes = np.where(refused, written_out, fused)
     scores = full_pairs * op.heads * op.element_bytes * passes * (2.0 if op.passes > 1.0 else 1.0)
     return Work(
         flops * ramp / reached,

@@ -40,12 +40,12 @@ class Links:
     exchange: float | None = None
 
     @classmethod
-    def of(cls, cluster: Cluster, constants: Constants, *, direct: bool = False) -> Links:
+    def of(cls, cluster: Cluster, constants: Constants, *, direct: bool = False, dispatch: str = "all-to-all") -> Links:
         """Links of a cluster; those measured on the very machine (gloo on a computer, say) where there are any.
 
         Devices whose scale-up link is the PCIe slot itself exchange through host memory, unless switches let them reach
         each other: every byte is written there and read back. ``direct`` lets small all-reduces read the peers'
-        memory, where links allow.
+        memory, where links allow; ``dispatch`` says whose kernels exchange tokens.
         """
         device = cluster.device
         measured = device.measured.get("collective_bandwidth")
@@ -71,7 +71,9 @@ class Links:
             direct_s=constants.of_generation("collective.direct_s", device.name)
             if direct and not through_host
             else None,
-            exchange=None if through_host else cluster.scaleup_bandwidth * constants["link.exchange_efficiency"],
+            exchange=None
+            if through_host
+            else cluster.scaleup_bandwidth * constants[f"link.exchange_efficiency.{dispatch}"],
         )
 
     def scaleup_s(self, size: Array, ranks: Array) -> Array:

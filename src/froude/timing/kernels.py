@@ -337,15 +337,15 @@ def _of_kind(constants: Constants, name: str, kind: str) -> float:
 
 @work.register
 def _routing(op: Routing, rates: Rates) -> Work:
+    """A host that reads how many tokens each expert has got has let the device become idle, which waits for it."""
     stack, constants = rates.stack, rates.constants
-    waits = stack.routing == "synchronised"
-    forward = not op.name.endswith("-backward")
+    waits_s = constants["host.routing_s"] if stack.routing == "synchronised" else 0.0
     return Work(
         0.0 * op.tokens,
         (op.bytes_read + op.bytes_written) / rates.bandwidth,
         launches=constants[f"routing.launches.{stack.dispatch}"],
-        host_s=constants["host.routing_s"] if waits else 0.0,
-        stall_s=constants["routing.stall_s"] if waits and forward else 0.0,
+        host_s=waits_s,
+        stall_s=0.0 if op.name.endswith("-backward") else waits_s,
     )
 
 

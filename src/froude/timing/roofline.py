@@ -51,7 +51,9 @@ class Roofline(CostModel):
     @cached_property
     def links(self) -> Links:
         """What its links deliver."""
-        return Links.of(self.cluster, self.constants, direct=self.stack.all_reduce == "direct")
+        return Links.of(
+            self.cluster, self.constants, direct=self.stack.all_reduce == "direct", dispatch=self.stack.dispatch
+        )
 
     @cached_property
     def measured(self) -> MeasuredKernels:

@@ -1,7 +1,9 @@
 """Fit the timing room's estimated constants on measured training steps, all sources alike; hold whole sources out.
 
     python benchmarks/fit_timing.py train_measured.csv
+    python benchmarks/fit_timing.py train_measured.csv experts
 
+The first fits on dense models what steps of all models share, the second on mixtures of experts what only those use.
 Prints the fitted constants (the maintainer copies them to timing/constants.toml) and the errors by source, fitted and
 with each source held out in turn, every held-out fit starting from the priors.
 """
@@ -27,7 +29,8 @@ ROUNDS = 3
 STEP = 0.03  # of the logarithm, for differences
 TOLERANCE = 0.08  # errors beyond this weigh less and less
 EVIDENCE = 400.0  # rows that the whole table counts for, against the priors
-LIMITED = ("clock", "gemm", "exposed")  # shares: 1 at most
+LIMITED = ("clock", "gemm", "exposed", "link.exchange_efficiency")  # shares: 1 at most
+OF_EXPERTS = ("host.routing_s", "exposed.exchange", "link.exchange_efficiency")  # not used by dense models
 
 
 @dataclass
@@ -37,14 +40,16 @@ class Problem:
     runs: Sequence[Run]
     measured: Floats
     steps: Steps
+    kind: str = "dense"
 
     def __post_init__(self) -> None:
         self.base = default_constants()
-        priors = self.base.fitted()
+        of_experts = self.kind == "experts"
+        priors = {n: p for n, p in self.base.fitted().items() if n.startswith(OF_EXPERTS) == of_experts}
         self.names = list(priors)
         self.centre = np.log([priors[name][0] for name in self.names])
         self.spread = np.array([priors[name][1] for name in self.names])
-        limited = [name.split(".")[0] in LIMITED for name in self.names]
+        limited = [name.startswith(LIMITED) for name in self.names]
         self.highest = np.where(limited, 0.0, np.inf)
         self.sources = np.array([run.source for run in self.runs])
 
@@ -102,15 +107,15 @@ class Problem:
             yield scores
 
 
-def load(path: str, rows_per_source: int = ROWS_PER_SOURCE) -> Problem:
-    """So many rows of dense models of every source with `MIN_ROWS` or more."""
+def load(path: str, kind: str, rows_per_source: int = ROWS_PER_SOURCE) -> Problem:
+    """So many rows of models of a kind of every source with `MIN_ROWS` or more."""
     by_source: dict[str, list[tuple[Run, float]]] = {}
     for cells in read_rows(path, ("step_s", "use")):
         try:
             run = run_of(cells)
         except Unusable:
             continue
-        if run.kind == "dense" and run.scenario.objection(run.layout) is None:
+        if run.kind == kind and run.scenario.objection(run.layout) is None:
             by_source.setdefault(run.source, []).append((run, float(cells["step_s"])))
     random.seed(0)
     chosen = []
@@ -118,12 +123,12 @@ def load(path: str, rows_per_source: int = ROWS_PER_SOURCE) -> Problem:
         if len(found) >= MIN_ROWS:
             chosen += random.sample(found, min(len(found), rows_per_source))
     runs = [run for run, _ in chosen]
-    return Problem(runs, np.array([s for _, s in chosen]), Steps([(run.scenario, run.layout) for run in runs]))
+    return Problem(runs, np.array([s for _, s in chosen]), Steps([(run.scenario, run.layout) for run in runs]), kind)
 
 
-def main(path: str) -> None:
+def main(path: str, kind: str = "dense") -> None:
     """Fit, report, then hold out."""
-    problem = load(path)
+    problem = load(path, kind)
     everything = np.ones(len(problem.runs), dtype=bool)
     first = problem.errors(problem.centre)
     list(problem.report("priors", everything, first))
@@ -131,7 +136,8 @@ def main(path: str) -> None:
     for _ in range(ROUNDS - 1):
         slopes.append(problem.slopes(problem.fit(slopes, everything, first)))
     point = problem.fit(slopes, everything, first)
-    for name, value, (guess, spread) in zip(problem.names, np.exp(point), problem.base.fitted().values(), strict=True):
+    for name, value in zip(problem.names, np.exp(point), strict=True):
+        guess, spread = problem.base.fitted()[name]
         print(f"{name:42s} {value:.4g}   prior {guess:g} (spread {spread:g})")
     for title, groups in (("fitted", None), ("held out", dict.fromkeys(problem.sources.tolist()))):
         if groups is None:
@@ -146,6 +152,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/fit_timing.py train_measured.csv")
-    main(sys.argv[1])
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["dense"], ["experts"]):
+        sys.exit("usage: python benchmarks/fit_timing.py train_measured.csv [experts]")
+    main(*sys.argv[1:])

@@ -37,6 +37,8 @@ def show_check(title: str, check: Check) -> None:
         f"{completed.n} were completed from source_defaults.toml: {_signed(completed.median_ape)}"
     )
     _show_skipped(check.rows, check.skipped)
+    if check.unusable:
+        console().print(f"{check.unusable} of those the table marks unusable; {check.rows - check.unusable} are usable")
 
 
 def show_calibration_check(check: CalibrationCheck) -> None:

@@ -59,7 +59,8 @@ def check_train(path: str | os.PathLike[str]) -> Check:
         scored.append(
             Scored(run.id, run.source, float(predicted_s), measured_s, run.assumed, run.kind, spread, candidate)
         )
-    return Check(len(rows), tuple(scored), tuple(skipped))
+    unusable = sum(cells["use"] not in (None, "yes") for cells in rows)
+    return Check(len(rows), tuple(scored), tuple(skipped), unusable)
 
 
 def check_memory(path: str | os.PathLike[str]) -> Check:

@@ -257,6 +257,7 @@ def _maxtext_shape(name: str) -> dict[str, int]:
 
 def _cluster(row: _Row) -> Cluster:
     device = row.need("device", "device")
+    device = row.defaults.get("device_of", {}).get(device, device)
     fields: dict[str, Any] = {"device": device, "count": row.need("n_gpus", "devices")}
     if row.cells.get("gpus_per_node"):
         fields["devices_per_node"] = row.cells["gpus_per_node"]

@@ -84,11 +84,18 @@ MIN_ROWS = 3
 
 @dataclass(frozen=True)
 class Check:
-    """Predictions against measurements, by source."""
+    """Predictions against measurements, by source.
+
+    Attributes:
+        rows: of the table.
+        scored, skipped: what was evaluated and what was not.
+        unusable: rows that the table itself marks so; they are among those skipped.
+    """
 
     rows: int
     scored: tuple[Scored, ...]
     skipped: tuple[Skipped, ...]
+    unusable: int = 0
 
     def by_source(self, kind: str | None = None) -> dict[str, Scores]:
         """Scores of each source, in order of appearance; of one kind of run if given."""
@@ -143,7 +150,9 @@ class Check:
         overall, ranked = self.overall(), self.choices()
         return {
             "rows": self.rows,
+            "usable": self.rows - self.unusable,
             "evaluated": len(self.scored),
+            "usable_skipped": len(self.skipped) - self.unusable,
             "skipped": [{"id": item.id, "reason": item.reason} for item in self.skipped],
             **{name: _finite(getattr(overall, name)) for name in ("median_ape", "mean_ape", "p90_ape", "bias")},
             "by_source": {source: scores.json() for source, scores in self.by_source().items()},

@@ -186,11 +186,11 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         data_parallel=data,
         expert_parallel=expert,
         chunk_tokens=int(limits.get("batched_tokens", default["chunk_tokens"])),
-        max_seqs=int(limits.get("seqs", default["max_seqs"])),
+        max_seqs=int(limits.get("seqs", _most_seqs(notes, data, default))),
         input_tokens=round(float(cells["isl"])),
         output_tokens=round(float(cells["osl"])),
         spread=float(default.get("spread", 1.0)),
-        load=_load(str(cells["concurrency_or_rate"] or ""), notes, data),
+        load=_load(str(cells["concurrency_or_rate"] or ""), notes, data, int(default.get("more_clients", 0))),
         peer_to_peer=bool(default.get("peer_to_peer", False)),
         prompts=_prompts(notes) if default.get("shared_prompts") else 0,
         requests=int(failed.group(1)) if failed else 0,
@@ -303,7 +303,13 @@ def _prompts(notes: str) -> int:
     return int(counts.group(1)) * int(counts.group(2)) if counts else 0
 
 
-def _load(text: str, notes: str, data_parallel: int) -> tuple[str, float]:
+def _most_seqs(notes: str, data_parallel: int, default: Mapping[str, Any]) -> int:
+    """Sequences that the engine runs at once, where it was told to take no more than the batch of the notes."""
+    batch = re.search(r"\bbs=(\d+)", notes) if default.get("capped_batch") else None
+    return int(batch.group(1)) * data_parallel if batch else int(default["max_seqs"])
+
+
+def _load(text: str, notes: str, data_parallel: int, more_clients: int) -> tuple[str, float]:
     for pattern, kind in ((r"c=(\d+)$", "closed"), (r"static batch=(\d+)$", "batch"), (r"rate=([\d.]+)", "rate")):
         match = re.match(pattern, text)
         if match:
@@ -311,7 +317,7 @@ def _load(text: str, notes: str, data_parallel: int) -> tuple[str, float]:
             batch = re.search(r"\bbs=(\d+)", notes)  # of one group; clients may be those of several replicas
             if kind == "closed" and batch:
                 size = min(size, float(batch.group(1)) * data_parallel)
-            return kind, size
+            return kind, size + (more_clients if kind == "closed" else 0)
     if text.startswith("max load"):
         return "full", 0.0
     raise Unusable("load is not stated in a form that can be replayed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,15 @@ from froude.models.catalogue import resolve
 from froude.models.operator import GroupedMatmul, Matmul
 from froude.models.transformer import ragged_layer_operators
 from froude.serving.api import build_deployment
+from froude.serving.engine_spec import find_engine
 from froude.serving.measured import COLUMNS, Unusable, check_serve, predict, run_of
+from froude.serving.model_time import ModelIterationTime
 from froude.serving.precision import find_precision
 from froude.serving.scores import Scored, ServeCheck
 from froude.timing.collectives import Links, collective_cost
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, Group
+from froude.timing.kernels import Rates, gemm_compute_s, work
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the public measurements are not here")
@@ -142,7 +146,7 @@ def test_experts_spread_over_devices_cost_each_less_weight() -> None:
 
 
 def test_without_switches_pcie_devices_talk_through_host_memory() -> None:
-    work = Collective(kind="all-reduce", bytes=1e8, group=Group(2), name="sum")
+    work = Collective(kind="all-reduce", bytes=1e9, group=Group(2), name="sum")
     constants = default_constants()
     through, switched = (
         collective_cost(work, Links.of(cluster, constants)).seconds
@@ -151,7 +155,7 @@ def test_without_switches_pcie_devices_talk_through_host_memory() -> None:
             parse_cluster("rtx-pro-6000:2").model_copy(update={"peer_to_peer": True}),
         )
     )
-    assert 1e8 / float(through) == pytest.approx(16e9, rel=0.03)
+    assert 1e9 / float(through) == pytest.approx(16e9, rel=0.03)
     assert float(switched) < 0.5 * float(through)
 
 
@@ -164,3 +168,47 @@ def test_a_sample_of_real_runs(tmp_path: Path) -> None:
     check = check_serve(write(tmp_path / "rows.csv", *({c: row[c] for c in COLUMNS} for row in chosen[::12])))
     assert len(check.scored) > 5
     assert check.by_metric()["tpot_ms"].median_ape < 0.35
+
+
+def test_recipes_of_a_source_set_how_clients_are_served() -> None:
+    sglang = {**ROW, "engine": "sglang", "model": "deepseek-ai/DeepSeek-R1", "tp": "8", "osl": 900.0}
+    few, many = run_of({**sglang, "concurrency_or_rate": "c=8"}), run_of({**sglang, "concurrency_or_rate": "c=64"})
+    assert (few.rounds, few.stream_tokens, few.poll_iterations, many.poll_iterations) == (10, 30, 10, 30)
+    assert few.wait_iterations == 4.5
+    llama = {**ROW, "engine": "trtllm", "osl": 1024.0}
+    waits = run_of(llama).wait_iterations  # the first of a batch of prompts waits 20 iterations, others less
+    assert 10.0 < waits < 20.0
+    assert run_of({**llama, "tp": "8"}).wait_iterations == 0.0
+
+
+def test_first_tokens_wait_for_their_chunk_and_for_the_engine_to_look() -> None:
+    row = {**ROW, "concurrency_or_rate": "c=4"}
+    plain = run_of(row)
+    held = predict(replace(plain, stream_tokens=11))
+    late = predict(replace(plain, poll_iterations=21))
+    base = predict(plain)
+    assert held.ttft_ms == pytest.approx(base.ttft_ms + 10 * base.tpot_ms, rel=0.02)
+    assert late.ttft_ms == pytest.approx(base.ttft_ms + 10 * base.tpot_ms, rel=0.02)
+    assert held.tpot_ms < base.tpot_ms == late.tpot_ms
+
+
+def test_few_rows_an_expert_are_multiplied_in_narrow_tiles() -> None:
+    rates = Rates(parse_cluster("h200-sxm:1").device, find_engine("vllm").stack, default_constants())
+    few, many = (
+        GroupedMatmul.routed(name="up", tokens=n, experts=128, top_k=4, k=2880, n=5760) for n in (64.0, 65536.0)
+    )
+    whole = float(gemm_compute_s(few, rates)), float(gemm_compute_s(many, rates))
+    assert float(work(few, rates).compute_s) < whole[0]  # padded to 64 rows otherwise
+    assert float(work(many, rates).compute_s) > whole[1]  # engines' kernels for experts are slower than plain products
+
+
+def test_prompts_outside_graphs_wait_for_the_host() -> None:
+    """Sixteen tokens of a prompt replay a graph in vLLM; in TensorRT-LLM every kernel is started."""
+    times = {
+        name: build_deployment("llama-3.1-8b", "h100-sxm:1", engine=name).time for name in ("vllm", "tensorrt-llm")
+    }
+    assert all(isinstance(time, ModelIterationTime) for time in times.values())
+    launches = {name: time.launch(0, [(16, 0)]) for name, time in times.items() if isinstance(time, ModelIterationTime)}
+    assert launches["vllm"] == 0 < launches["tensorrt-llm"]
+    decoding = times["tensorrt-llm"]
+    assert decoding.segment(4, 400, [])[0] < decoding.segment(4, 400, [(16, 0)])[0]

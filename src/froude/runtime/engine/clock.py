@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 
+_AWAKE_S = 0.0005
+
 
 class Clock(ABC):
     """Seconds since it was made."""
@@ -29,8 +31,10 @@ class WallClock(Clock):
         return time.perf_counter() - self._origin_s
 
     def wait(self, until_s: float) -> None:
-        """Sleep."""
-        time.sleep(max(0.0, until_s - self.now_s()))
+        """Sleep; the last moment awake, since nobody is woken on time."""
+        time.sleep(max(0.0, until_s - self.now_s() - _AWAKE_S))
+        while self.now_s() < until_s:
+            pass
 
 
 class ProcessorClock(Clock):

@@ -157,9 +157,9 @@ def replay(
     gc.collect()
     gc.freeze()  # what lives by now is no business of collections during the replay
     ticking = clock()
+    now_s = ticking.now_s()
     try:
         while True:
-            now_s = ticking.now_s()
             while upcoming < len(arrivals):
                 arrival = arrivals[upcoming]
                 if concurrency is None:
@@ -182,11 +182,13 @@ def replay(
             if on_progress and end_s - said_s >= _PROGRESS_S:
                 on_progress(complete, end_s)
                 said_s = end_s
+            now_s = end_s  # what is done between iterations is part of the next one
             if step.idle and not step.iteration.preempted:
                 if upcoming == len(arrivals):
                     break
                 if concurrency is None:
                     ticking.wait(arrivals[upcoming].sequence.arrival_ps / PS)
+                now_s = ticking.now_s()
     except KeyboardInterrupt:
         log.interrupted = True
     finally:

@@ -46,7 +46,7 @@ def observed(planted: Calibration, noise: float = 0.0) -> list[Observed]:
 
 
 def test_planted_constants_are_recovered() -> None:
-    truth = {"clock.ampere": 0.72, "link.scaleout_efficiency": 0.3}
+    truth = {"clock.ampere": 0.79, "link.scaleout_efficiency": 0.3}
     found = learn(observed(Calibration(constants=truth), noise=0.01))
     for item in found.learned:
         if item.parameter.name in truth:

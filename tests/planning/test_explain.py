@@ -40,7 +40,7 @@ def step_s(scenario: Scenario, one: TrainPlan) -> float:
     [
         ("clock.ampere", -2.5, 8),
         ("clock.ampere", 1.0, 1),
-        ("fusion.transformer-engine.traffic", 1.5, 8),
+        ("fusion.transformer-engine.traffic", 1.5, 1),
     ],
 )
 def test_a_planted_constant_is_among_the_first_three(name: str, sigmas: float, nodes: int) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from froude.core.errors import FroudeError
+from froude.workloads import readers
 from froude.workloads.readers import load_trace
 from froude.workloads.trace import make_trace
 
@@ -134,3 +135,30 @@ def test_the_public_traces():
     assert conversation.first(10_000).input_tokens.sum() + conversation.first(10_000).output_tokens.sum() > 13e6
     mooncake = load_trace(str(DATA / "mooncake_conversation_trace.jsonl.gz"))
     assert len(mooncake) == 12_031 and mooncake.prefix_ids is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,2,3\n2023-11-16 18:15:50.9951690Z,4,0\n",
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023/11/16 18:15:46,2,3\n2023/11/16 18:15:48.5,2,3\n",
+        "arrival_s,input_tokens,output_tokens,client,after\n0,2,3,a,\n\n1,5,7,b,0\n",
+        "Timestamp,Model,Request tokens,Response tokens\n1,m,3,0\n2,m,3,4\n5,m,1,4\n",
+    ],
+)
+def test_long_tables_read_as_short_ones(tmp_path, monkeypatch, body):
+    file = tmp_path / "trace.csv"
+    file.write_text(body)
+    short = load_trace(str(file))
+    monkeypatch.setattr(readers, "LONG", 1)
+    long = load_trace(str(file))
+    for field in ("arrival_s", "input_tokens", "output_tokens"):
+        assert getattr(short, field).tolist() == getattr(long, field).tolist()
+    assert short.after == long.after
+
+
+def test_lines_longer_than_the_first_are_refused(tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_text("arrival_s,input_tokens,output_tokens\n1,2,3,4\n")
+    with pytest.raises(FroudeError, match="comma-separated"):
+        load_trace(str(file))

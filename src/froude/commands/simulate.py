@@ -95,8 +95,6 @@ def serve(
 ) -> None:
     """Serve a request trace on a model and machines."""
     from froude.core.errors import FroudeError
-    from froude.exports.launch import read_launch
-    from froude.reports.serving import show_serve, write_serve_report
     from froude.serving.api import simulate_serve
 
     if stepping and out is not None:
@@ -126,6 +124,8 @@ def serve(
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if launch is not None:
+        from froude.exports.launch import read_launch
+
         asked = {**read_launch(launch), **asked}
     if "model" not in asked:
         raise FroudeError("model: none is given; name one with --model, or a command that does with --launch")
@@ -145,11 +145,19 @@ def serve(
         **asked,
     )
     if out is not None:
+        from froude.reports.serving import write_serve_report
+
         write_serve_report(result, out)
+
+    def show() -> None:
+        from froude.reports.serving import show_serve
+
+        show_serve(result)
+
     emit(
         result.json(),
         as_json=as_json,
-        show=lambda: show_serve(result),
+        show=show,
         assumptions=result.assumptions,
         warnings=result.warnings,
     )

@@ -83,12 +83,30 @@ class ReplicaTime(IterationTime):
 
     def segment(self, decoding: int, context: int, prompts: Prompts) -> tuple[int, int, int]:
         """See `IterationTime`."""
-        first, slope = self.device(decoding, context, prompts)
+        if prompts:
+            first, slope = self.device(decoding, context, prompts)
+            floor, after = self._beside(decoding, prompts)
+        else:
+            fixed, floor, after = self._alone.get(decoding) or self._decoding_alone(decoding)
+            slope = self.key_ps * decoding
+            first = fixed + self.key_ps * context
+        if first >= floor:
+            return first + after, slope, FOREVER
+        return floor + after, 0, -(-(floor - first) // slope) if slope else FOREVER
+
+    def _beside(self, decoding: int, prompts: Prompts) -> tuple[int, int]:
+        """What the host takes beside the devices, which wait for it, and what it takes after them."""
         launch, host = self.launch(decoding, prompts), self.host(decoding + len(prompts))
-        if self.overlap:
-            return longer(first, slope, launch + host)
-        first, slope, valid = longer(first, slope, launch)
-        return first + host, slope, valid
+        return (launch + host, 0) if self.overlap else (launch, host)
+
+    @cached_property
+    def _alone(self) -> dict[int, tuple[int, int, int]]:
+        """By the number of sequences that decode without any prompt: the devices' time without keys, and `_beside`."""
+        return {}
+
+    def _decoding_alone(self, decoding: int) -> tuple[int, int, int]:
+        self._alone[decoding] = line = (self.device(decoding, 0, ())[0], *self._beside(decoding, ()))
+        return line
 
     @cached_property
     def key_ps(self) -> int:

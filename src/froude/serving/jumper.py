@@ -343,15 +343,16 @@ class Jumper(View):
         schedule, segment = self.scheduler.schedule, self.time.segment
         size, growing, completions, finish_at = self.block_tokens, self.growing, self.completions, self.finish_at
         trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
-        cache, reserves = self.cache, self.reserves
+        cache, reserves, lines, swaps = self.cache, self.reserves, self.lines, self.swap is not None
+        horizon = self.horizon  # it moves only while this waits at a `yield`
         now = iterations = busy = 0
         change = change_ps(self.controller, -1, NO_TIME)
         next_arrival = self._next_arrival()
         while True:
             # Ask the scheduler.
-            while now >= self.horizon:  # a request that arrives at this very moment may be on its way here
+            while now >= horizon:  # a request that arrives at this very moment may be on its way here
                 yield now
-                next_arrival = self._next_arrival()
+                horizon, next_arrival = self.horizon, self._next_arrival()
             if next_arrival <= now:
                 arrived = self.arrived
                 while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
@@ -385,9 +386,9 @@ class Jumper(View):
             if not decode and not prefill:
                 if preempted:
                     continue
-                while next_arrival == NO_TIME and self.horizon != NO_TIME and not self.orders:
+                while next_arrival == NO_TIME and horizon != NO_TIME and not self.orders:
                     yield NO_TIME
-                    next_arrival = self._next_arrival()
+                    horizon, next_arrival = self.horizon, self._next_arrival()
                 due = min(next_arrival, self.ordered_ps)
                 if due == NO_TIME:
                     break
@@ -406,7 +407,7 @@ class Jumper(View):
                 rows = self.decoding if decode else 0
                 prompts = [(tokens, s.computed_tokens) for s, tokens in prefill] if prefill else ()
                 first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
-                if self.copying_ps:
+                if swaps and self.copying_ps:
                     first, slope, count, self.copying_ps = first + self.copying_ps, 0, 1, 0
                 if left < count:
                     count = left
@@ -420,7 +421,7 @@ class Jumper(View):
                     steps = (sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens) // tokens
                     if steps < count:
                         count = steps
-                if cut != NO_TIME and count > 1:
+                if count > 1 and now + first * count + slope * (count * (count - 1) // 2) > cut:
                     count = _iterations_until(cut - now, first, slope, count)
                 if (
                     cache is not None
@@ -434,9 +435,9 @@ class Jumper(View):
                 if prefill or not rows:
                     blocks = self._blocks_for(count, prefill, rows)
                 else:  # the same for decoding alone, in line: it is most of what happens
-                    rounds, rest = divmod(count, size)
+                    rest = count % size
                     at = (1 - self.counter - rest) % size
-                    blocks = self.growers * rounds + sum(growing[at : at + rest])
+                    blocks = self.growers * (count // size) + sum(growing[at : at + rest])
                 if blocks > self.free_blocks:
                     count = self._affordable(count, prefill, rows, self.free_blocks)
                     if not count:
@@ -455,8 +456,9 @@ class Jumper(View):
                     if count != planned:
                         blocks = self._blocks_for(count, prefill, rows)
                 took = first * count + slope * (count * (count - 1) // 2)
-                while now + took > self.horizon:
+                while now + took > horizon:
                     yield now + took
+                    horizon = self.horizon
                     sooner = self.ordered_ps
                     if next_arrival == NO_TIME:
                         next_arrival = self._next_arrival()
@@ -480,13 +482,13 @@ class Jumper(View):
                     cache.take(blocks)
                 if self.free_blocks < self.least_free:
                     self.least_free = self.free_blocks
-                lapsed = left == 0 or now >= cut or now >= self.horizon  # then someone may be about to arrive
+                lapsed = left == 0 or now >= cut or now >= horizon  # then someone may be about to arrive
                 finished = False
                 if rows:
                     self.counter += count
                     self.context_tokens += rows * count
-                    if self.lines is not None:
-                        self.lines.charge_generating(count)
+                    if lines is not None:
+                        lines.charge_generating(count)
                 for sequence, tokens in prefill:
                     computed = sequence.computed_tokens + tokens * count
                     if reserves:
@@ -505,8 +507,8 @@ class Jumper(View):
                     if remaining == 0:
                         prefilling.remove(sequence)
                         sequence.generated_tokens += 1
-                        if self.lines is not None:
-                            self.lines.charge(sequence.client, 1)
+                        if lines is not None:
+                            lines.charge(sequence.client, 1)
                         if sequence.generated_tokens == 1:
                             first_ps[sequence.id] = now
                         if sequence.generated_tokens < sequence.output_tokens:
@@ -549,16 +551,14 @@ class Jumper(View):
 
 def _iterations_until(gap: int, first: int, slope: int, most: int) -> int:
     """The least number of iterations, from 1 to ``most``, after which ``gap`` picoseconds have passed."""
-    before_last = most - 1
-    if first * before_last + slope * (before_last * (before_last - 1) // 2) < gap:
-        return most
     if slope == 0:
-        return max(1, -(-gap // first))
-    # A float root is only a guess: integers decide.
-    half = first - slope / 2
-    count = max(1, int((math.sqrt(half * half + 2.0 * slope * gap) - half) / slope))
-    while first * count + slope * (count * (count - 1) // 2) < gap:
-        count += 1
-    while count > 1 and first * (count - 1) + slope * ((count - 1) * (count - 2) // 2) >= gap:
-        count -= 1
-    return count
+        count = -(-gap // first)
+    else:
+        # A float root is only a guess: integers decide.
+        half = first - slope / 2
+        count = int((math.sqrt(half * half + 2.0 * slope * gap) - half) / slope)
+        while first * count + slope * (count * (count - 1) // 2) < gap:
+            count += 1
+        while count > 1 and first * (count - 1) + slope * ((count - 1) * (count - 2) // 2) >= gap:
+            count -= 1
+    return max(1, min(most, count))

@@ -96,9 +96,10 @@ class ModelIterationTime(ReplicaTime):
 
     def launch(self, decoding: int, prompts: Prompts) -> int:
         """See `ReplicaTime`."""
-        tokens = decoding + sum(count for count, _ in prompts) if prompts else decoding
-        captured = tokens <= self.engine.graph_tokens * self.data_parallel
-        return 0 if captured and (self.engine.graph_prompts or not prompts) else self._launch_ps
+        if prompts and not self.engine.graph_prompts:
+            return self._launch_ps
+        tokens = decoding + sum(count for count, _ in prompts)
+        return 0 if tokens <= self.engine.graph_tokens * self.data_parallel else self._launch_ps
 
     def host(self, sampled: int) -> int:
         """See `ReplicaTime`."""

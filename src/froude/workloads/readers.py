@@ -12,26 +12,36 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import polars as pl
 
+from froude.core.arrays import Floats
 from froude.core.errors import FroudeError, suggestion
 from froude.workloads.synthetic import NAMES, is_synthetic, synthetic_trace
 from froude.workloads.trace import Trace, make_trace
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Column: TypeAlias = list[str | None] | Floats
+"""Cells of a table as text, or numbers where they are known to be."""
 
 # Names a generic CSV may use; the first is what an error asks for.
 ARRIVAL = ("arrival_s", "arrived_at", "arrival_time", "arrival", "timestamp", "time", "TIMESTAMP", "Timestamp")
 INPUT = ("input_tokens", "num_prefill_tokens", "prompt_tokens", "ContextTokens", "Request tokens", "input_length")
 OUTPUT = ("output_tokens", "num_decode_tokens", "completion_tokens", "GeneratedTokens", "Response tokens")
 MOONCAKE_BLOCK_TOKENS = 512
+TEXT = ("client", "after")
+LONG = 1 << 25  # characters from which polars is faster than Python's own reader, its import included
 
 
 def load_trace(source: str, seed: int = 0, requests: int | None = None) -> Trace:
@@ -78,43 +88,87 @@ def _text(path: Path) -> str:
 
 
 def _csv(name: str, text: str) -> Trace:
+    if len(text) >= LONG:
+        return _table(name, _long_csv(name, text))
+    lines = iter(csv.reader(io.StringIO(text)))
     try:
-        table = pl.read_csv(io.StringIO(text), infer_schema=False)
+        header = next(lines, [])
+        rows = [line for line in lines if line]
+    except csv.Error as error:
+        raise FroudeError(f"{name}: not a table of comma-separated values ({error})") from None
+    if not header:
+        raise FroudeError(f"{name}: not a table of comma-separated values (the file is empty)")
+    if any(len(row) > len(header) for row in rows):
+        raise FroudeError(f"{name}: not a table of comma-separated values (a line has more cells than the first)")
+    columns = list(zip_longest(*rows)) or [()]
+    columns += [(None,) * len(rows)] * (len(header) - len(columns))  # where every line is short
+    return _table(name, {field: list(cells) for field, cells in zip(header, columns, strict=True)})
+
+
+def _long_csv(name: str, text: str) -> dict[str, Column]:
+    import polars as pl
+
+    try:
+        return _plain(pl.read_csv(io.StringIO(text), infer_schema=False))
     except pl.exceptions.PolarsError as error:
         raise FroudeError(f"{name}: not a table of comma-separated values ({str(error).splitlines()[0]})") from None
-    return _table(name, table)
 
 
 def _parquet(name: str, path: Path) -> Trace:
+    import polars as pl
+
     try:
         table = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise FroudeError(f"{name}: not a Parquet file ({str(error).splitlines()[0]})") from None
     flat = [column for column, kind in table.schema.items() if not kind.is_nested()]
-    return _table(name, table.select(pl.col(flat).cast(pl.String)))
+    return _table(name, _plain(table.select(pl.col(flat).cast(pl.String))))
 
 
-def _table(name: str, table: pl.DataFrame) -> Trace:
+def _plain(table: pl.DataFrame) -> dict[str, Column]:
+    """Columns of text; where all cells of one are numbers or times, as numbers."""
+    import polars as pl
+
+    found: dict[str, Column] = {}
+    for series in table:
+        numbers: Floats = series.cast(pl.Float64, strict=False).to_numpy()
+        if np.isnan(numbers).all() and series.name in ARRIVAL:
+            numbers = _seconds(series)
+        text = series.name in TEXT or bool(np.isnan(numbers).any())
+        found[series.name] = series.to_list() if text else numbers
+    return found
+
+
+def _seconds(stamps: pl.Series) -> Floats:
+    """Since the first of them. Nanoseconds since 1970 do not fit a float: it is subtracted as integers."""
+    import polars as pl
+
+    clean = stamps.str.replace("Z$", "").str.replace(r"[+]00:00$", "")
+    since = clean.str.to_datetime(strict=False, time_unit="ns").dt.epoch("ns")
+    seconds: Floats = (since - since.min()).cast(pl.Float64).to_numpy() / 1e9
+    return seconds
+
+
+def _table(name: str, table: Mapping[str, Column]) -> Trace:
     source = ""
-    if "Response tokens" in table.columns:
-        table = table.filter(pl.col("Response tokens") != "0")
-        source = "Wang et al. (2024), BurstGPT, arXiv:2401.17644"
     inputs = _integers(name, table, _column(name, table, INPUT))
     outputs = _integers(name, table, _column(name, table, OUTPUT))
     arrivals = _times(name, table, _column(name, table, ARRIVAL))
-    if "num_prefill_tokens" in table.columns:
+    if "num_prefill_tokens" in table:
         source = "Agrawal et al. (2024), Vidur, arXiv:2405.05465"
-    if "ContextTokens" in table.columns:
+    if "ContextTokens" in table:
         source = "Patel et al. (2024), Splitwise, arXiv:2311.18677"
         # A request that generated nothing still emits the token that ends it.
         outputs = np.maximum(outputs, 1)
-    more: dict[str, Any] = {
-        field: _times(name, table, field) for field in ("priority", "think_s") if field in table.columns
-    }
-    if "client" in table.columns:  # any text; equal texts are one client
-        more["client"] = table["client"].fill_null("").rank("dense").to_numpy()
-    if "after" in table.columns:
-        more["after"] = _after(name, table["after"].cast(pl.String).fill_null("").to_list())
+    more: dict[str, Any] = {field: _numbers(name, table, field) for field in ("priority", "think_s") if field in table}
+    if "client" in table:  # any text; equal texts are one client
+        more["client"] = np.unique([cell or "" for cell in table["client"]], return_inverse=True)[1]
+    if "after" in table:
+        more["after"] = _after(name, [cell or "" for cell in table["after"]])
+    if "Response tokens" in table:
+        source = "Wang et al. (2024), BurstGPT, arXiv:2401.17644"
+        answered = outputs != 0
+        inputs, outputs, arrivals = inputs[answered], outputs[answered], arrivals[answered]
     return make_trace(name, arrivals, inputs, outputs, source=source, **more)
 
 
@@ -132,41 +186,57 @@ def _after(name: str, cells: list[str]) -> list[tuple[int, ...]]:
     return found
 
 
-def _column(name: str, table: pl.DataFrame, choices: tuple[str, ...]) -> str:
+def _column(name: str, table: Mapping[str, Column], choices: tuple[str, ...]) -> str:
     for choice in choices:
-        if choice in table.columns:
+        if choice in table:
             return choice
-    raise FroudeError(f"{name}: column {choices[0]!r} is missing; {suggestion(choices[0], table.columns)}")
+    raise FroudeError(f"{name}: column {choices[0]!r} is missing; {suggestion(choices[0], table)}")
 
 
-def _integers(name: str, table: pl.DataFrame, column: str) -> Any:
-    values = table[column].cast(pl.Float64, strict=False)
-    _all_present(name, column, table, values)
-    return values.to_numpy().astype(np.int64)
+def _integers(name: str, table: Mapping[str, Column], column: str) -> Any:
+    return _numbers(name, table, column).astype(np.int64)
 
 
-def _times(name: str, table: pl.DataFrame, column: str) -> Any:
-    values = table[column].cast(pl.Float64, strict=False)
-    if values.null_count() == len(values):
-        stamps = table[column].str.replace("Z$", "").str.replace(r"[+]00:00$", "")
-        times = stamps.str.to_datetime(strict=False, time_unit="ns")
-        values = times.dt.epoch("ns").cast(pl.Float64) / 1e9
-        if times.null_count() == 0:
-            # Nanoseconds since 1970 do not fit a float: subtract the first as integers.
-            first = times.dt.epoch("ns")
-            values = (first - first.min()).cast(pl.Float64) / 1e9
-    _all_present(name, column, table, values)
-    return values.to_numpy()
+def _times(name: str, table: Mapping[str, Column], column: str) -> Floats:
+    cells = table[column]
+    if isinstance(cells, np.ndarray) or not cells or not np.isnan(_number(cells[0])):
+        return _numbers(name, table, column)
+    try:
+        stamps = np.array([(cell or "").removesuffix("Z").removesuffix("+00:00") for cell in cells], "datetime64[ns]")
+        times: Floats = (stamps - stamps.min()).astype(float) / 1e9
+        if not np.isnat(stamps).any():
+            return times
+    except ValueError:  # another way to write a time, or none
+        pass
+    import polars as pl
+
+    return _all_present(name, column, cells, _seconds(pl.Series(cells, dtype=pl.String)))
 
 
-def _all_present(name: str, column: str, table: pl.DataFrame, values: pl.Series) -> None:
-    missing = values.is_null() | values.is_nan()
+def _numbers(name: str, table: Mapping[str, Column], column: str) -> Floats:
+    cells = table[column]
+    try:
+        values = np.array(cells, dtype=float)
+    except ValueError:
+        values = np.array([_number(cell) for cell in cells])
+    return _all_present(name, column, cells, values)
+
+
+def _all_present(name: str, column: str, cells: Column, values: Floats) -> Floats:
+    missing = np.isnan(values)
     if missing.any():
-        row = int(missing.arg_max() or 0)
-        found = table[column][row]
-        last = row == len(values) - 1
-        truncated = " (the file looks truncated)" if last else ""
+        row = int(missing.argmax())
+        truncated = " (the file looks truncated)" if row == len(values) - 1 else ""
+        found = cells[row] or None
         raise FroudeError(f"{name}: {column} is {found!r} in line {row + 2}, where a number belongs{truncated}")
+    return values
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return float("nan")
 
 
 # -- JSON lines -----------------------------------------------------------------------------------------------------

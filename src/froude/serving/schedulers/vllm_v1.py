@@ -30,7 +30,7 @@ class VllmV1(Scheduler):
         waiting, partial = view.waiting, view.prefilling
         budget = self.max_batched_tokens - view.decoding
         room = self.max_seqs - view.decoding - len(partial)
-        if not waiting and not partial and budget > 0 and room > 0:
+        if not partial and not waiting and budget > 0 and room > 0:
             return _DECODE_UNTIL_ARRIVAL
         prefill: list[tuple[Sequence, int]] = []
         for sequence in partial:

@@ -249,11 +249,12 @@ class _Session:
             found.loads.append(
                 _compare(own, [fitted.time.scaled(self._level(fitted.time, p.slices - 1, p.slices + 1)) for p in own])
             )
-        if contests:  # one level for all, so that only the schedulers tell them apart
-            level = self._level(fitted.time, contests[0].slices - 1, len(self.slices))
-            for name, _ in contended:
-                own = [piece for piece in contests if piece.name == name]
-                found.schedulers.append(_compare(own, [fitted.time.scaled(level)] * len(own)))
+        # In each round one level for all schedulers, so that nothing but the schedulers tells them apart.
+        each = len(contended)
+        paces = [self._level(fitted.time, p.slices - 1, p.slices + each) for p in contests[::each]] if each else []
+        for name, _ in contended:
+            own = [piece for piece in contests if piece.name == name]
+            found.schedulers.append(_compare(own, [fitted.time.scaled(pace) for pace in paces]))
         return found
 
     def _by_turns(self, loads: list[tuple[str, ServeSpec]], begun: float, done: float) -> list[_Piece]:

@@ -142,7 +142,7 @@ def test_the_public_traces():
     [
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,2,3\n2023-11-16 18:15:50.9951690Z,4,0\n",
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023/11/16 18:15:46,2,3\n2023/11/16 18:15:48.5,2,3\n",
-        "arrival_s,input_tokens,output_tokens,client,after\n0,2,3,a,\n\n1,5,7,b,0\n",
+        "arrival_s,input_tokens,output_tokens,client,after\n0,2,3,a,\n1,5,7,b,0\n",
         "Timestamp,Model,Request tokens,Response tokens\n1,m,3,0\n2,m,3,4\n5,m,1,4\n",
     ],
 )

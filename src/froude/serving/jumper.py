@@ -451,8 +451,10 @@ class Jumper(View):
                     if decision.on_eviction and queue:
                         count = min(count, self._affordable(count, prefill, rows, cache.empty) + 1)
                         left = count  # the first eviction ends it
-                    if any(cache.idles(s, tokens * count) for s, tokens in prefill):
-                        count = 1  # whether a unit is evicted before it is computed again depends on the iteration
+                    for sequence, tokens in prefill if count > 1 else ():
+                        if cache.idles(sequence, tokens * count):
+                            count = 1  # whether a unit is evicted before it is computed again: iteration by iteration
+                            break
                     if count != planned:
                         blocks = self._blocks_for(count, prefill, rows)
                 took = first * count + slope * (count * (count - 1) // 2)

@@ -82,45 +82,48 @@ class PrefixCache:
         A unit that another sequence computed at the same time is kept twice until this one leaves.
         """
         last = min(sequence.computed_tokens, sequence.prompt_tokens) // self.unit_tokens
+        readers, idle, held = self.readers, self.idle, sequence.units
         for unit in sequence.prefix[before // self.unit_tokens : last]:
-            if unit not in self.readers and unit not in self.idle:
-                self.readers[unit] = 1
-                sequence.units.append(unit)
+            if unit not in readers and unit not in idle:
+                readers[unit] = 1
+                held.append(unit)
         return 0
 
     def idles(self, sequence: Sequence, tokens: int) -> bool:
         """Whether the next so many tokens of a prompt hold a unit that is in the cache already, with nobody reading."""
         start = sequence.computed_tokens
         last = min(start + tokens, sequence.prompt_tokens) // self.unit_tokens
-        return any(unit in self.idle for unit in sequence.prefix[start // self.unit_tokens : last])
+        return not self.idle.keys().isdisjoint(sequence.prefix[start // self.unit_tokens : last])
 
     def take(self, blocks: int) -> None:
         """Blocks are handed out; the least recently used units make room."""
         self._matched = None
         self.empty -= blocks
-        while self.empty < 0:
-            self._evict()
-            self.empty += self.unit_blocks
+        if self.empty < 0:
+            units = -(self.empty // self.unit_blocks)
+            self._evict(units)
+            self.empty += units * self.unit_blocks
 
-    def _evict(self) -> None:
-        self.idle.popitem(last=False)
+    def _evict(self, units: int) -> None:
+        evict = self.idle.popitem
+        for _ in range(units):
+            evict(False)
 
     def release(self, sequence: Sequence) -> int:
         """A sequence leaves; returns the blocks that become free. The end of its prompt is evicted first."""
         self._matched = None
         own = sequence.blocks - len(sequence.units) * self.unit_blocks
         self.empty += own
-        freed = own
+        readers, idle, left_idle = self.readers, self.idle, 0
         for unit in reversed(sequence.units):
-            left = self.readers[unit] - 1
+            left = readers.pop(unit) - 1
             if left:
-                self.readers[unit] = left
+                readers[unit] = left
             else:
-                del self.readers[unit]
-                self.idle[unit] = None
-                freed += self.unit_blocks
+                idle[unit] = None
+                left_idle += 1
         sequence.units = []
-        return freed
+        return own + left_idle * self.unit_blocks
 
 
 class RadixCache(PrefixCache):
@@ -174,7 +177,7 @@ class RadixCache(PrefixCache):
         start = sequence.computed_tokens
         last = min(start + tokens, sequence.prompt_tokens) // self.unit_tokens
         units = sequence.prefix[start // self.unit_tokens : last]
-        return any(unit in self.idle or unit in self.readers for unit in units)
+        return not (self.idle.keys().isdisjoint(units) and self.readers.keys().isdisjoint(units))
 
     def release(self, sequence: Sequence) -> int:
         """See `PrefixCache`."""
@@ -194,16 +197,17 @@ class RadixCache(PrefixCache):
         if unit is not None and unit in self.idle and not self._children[unit]:
             heappush(self._leaves, (self._used[unit], unit))
 
-    def _evict(self) -> None:
-        while True:
+    def _evict(self, units: int) -> None:
+        while units:
             used, unit = heappop(self._leaves)
-            if unit in self.idle and not self._children[unit] and self._used[unit] == used:
-                break
-        del self.idle[unit], self._children[unit], self._used[unit]
-        parent = self._parent.pop(unit)
-        if parent is not None:
-            self._children[parent] -= 1
-            self._offer(parent)
+            if unit not in self.idle or self._children[unit] or self._used[unit] != used:
+                continue
+            units -= 1
+            del self.idle[unit], self._children[unit], self._used[unit]
+            parent = self._parent.pop(unit)
+            if parent is not None:
+                self._children[parent] -= 1
+                self._offer(parent)
 
 
 PREFIX_CACHES: dict[str, type[PrefixCache]] = {"block": PrefixCache, "radix": RadixCache}

@@ -87,6 +87,9 @@ def serve(
         float | None,
         typer.Option(help="GiB of host memory a device, for preempted requests.", show_default="recompute"),
     ] = None,
+    power_cap: Annotated[
+        float | None, typer.Option(help="Watts a device may draw; its clock is lowered to keep to it.")
+    ] = None,
     technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a published technique on.")] = None,
     slo: Annotated[str | None, typer.Option(help="Targets in seconds: ttft=0.5,tpot=0.05.")] = None,
     stepping: Annotated[bool, typer.Option("--stepping", help="One iteration at a time: same figures, slow.")] = False,
@@ -121,6 +124,7 @@ def serve(
         "swap_space": swap_space,
         "migrate": migrate,
         "failures": failures,
+        "power_cap": power_cap,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if launch is not None:

@@ -30,6 +30,7 @@ from froude.serving.model_time import ModelIterationTime, check_parallel, check_
 from froude.serving.outcome import Outcome, Swap, Worker
 from froude.serving.pipeline_time import PipelineIterationTime
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
+from froude.serving.power_cap import CappedTime, capped
 from froude.serving.precision import find_precision
 from froude.serving.router import ROUTERS, Router
 from froude.serving.simulator import jump, jump_fleet, uncollected
@@ -59,6 +60,7 @@ class Deployment:
         autoscale: replicas come and go; ``replicas`` is the most there can be.
         migrate, failures: requests move between replicas as they run; replicas fail. The knobs of each, as text.
         swap: room in host memory for the cache of preempted sequences; None where they are computed again.
+        power_cap_w: what a device may draw; its clock is lowered iteration by iteration.
         disaggregate: replicas that only compute prompts, and replicas that only generate; None where all do both.
     """
 
@@ -80,6 +82,7 @@ class Deployment:
     migrate: str | None = None
     failures: str | None = None
     pipeline_parallel: int = 1
+    power_cap_w: float | None = None
 
     @property
     def worker(self) -> Worker:
@@ -218,9 +221,18 @@ class ServeResult:
                 if d.swap
                 else []
             ),
-            "energy is the accelerators' alone: the power limit while busy, idle power otherwise",
+            *self._power(),
             "every request generates exactly the tokens of the trace",
         ]
+
+    def _power(self) -> list[str]:
+        cap_w, time = self.deployment.power_cap_w, self.deployment.time
+        energy = "energy is the accelerators' alone: the power limit while busy, idle power otherwise"
+        if not isinstance(time, CappedTime):
+            return [energy if cap_w is None else f"{energy}; the limit is {cap_w:g} W a device"]
+        most = self.deployment.scheduler.max_batched_tokens
+        clocks = f"{time.clock(1):.0%} of the sustained one for one token, {time.clock(most):.0%} for {most}"
+        return [energy, f"devices may draw {cap_w:g} W each: their clock in an iteration is {clocks} (estimated)"]
 
     @property
     def warnings(self) -> list[str]:
@@ -268,6 +280,7 @@ def build_deployment(
     failures: str | None = None,
     speculative: str | None = None,
     techniques: Iterable[str | ServingTechnique] = (),
+    power_cap: float | None = None,
 ) -> Deployment:
     """A deployment from names.
 
@@ -328,6 +341,10 @@ def build_deployment(
     )
     whole = ModelIterationTime(arch, machines, spec, context.cost, tensor_parallel, data_parallel, expert_parallel)
     time: IterationTime = whole
+    if power_cap is not None:
+        if pipeline_parallel > 1:
+            raise InvalidValueError("power_cap", power_cap, f"cannot be combined with pp={pipeline_parallel}; pp=1 can")
+        time = capped(whole, power_cap)
     if pipeline_parallel > 1:
         time = PipelineIterationTime(whole, pipeline_parallel)
         # The engine's budget is of one micro-batch.
@@ -364,6 +381,7 @@ def build_deployment(
         migrate,
         failures,
         pipeline_parallel,
+        power_cap,
     )
     conductor_of(built)
     return built

@@ -30,7 +30,8 @@ from froude.serving.engine_spec import EngineSpec
 from froude.serving.iteration import Prompts, ReplicaTime
 from froude.serving.precision import find_precision
 from froude.timing.constants import default_constants
-from froude.timing.cost import Collective, CostModel
+from froude.timing.cost import Collective, Cost, CostModel
+from froude.timing.roofline import Roofline
 
 PS = 1e12
 _PAGE = 2048  # token counts priced at a time
@@ -104,6 +105,18 @@ class ModelIterationTime(ReplicaTime):
     def host(self, sampled: int) -> int:
         """See `ReplicaTime`."""
         return self._step_ps - (-sampled // self.data_parallel) * self._sequence_ps
+
+    def at_clock(self, clock: float) -> ModelIterationTime:
+        """The same with the clock of the cores lowered, relative to what jobs sustain."""
+        if not isinstance(self.cost, Roofline):
+            raise TypeError(f"{type(self.cost).__name__} has no clock")
+        ways = (self.tensor_parallel, self.data_parallel, self.expert_parallel)
+        return ModelIterationTime(self.arch, self.cluster, self.engine, replace(self.cost, clock=clock), *ways)
+
+    def products(self, tokens: Array) -> Cost:
+        """Everything of one layer besides attention, with what it demands of the device meanwhile."""
+        operators, exchanged = self._pieces(tokens, dense=False)
+        return self.cost.sequence([*(op.shard(self.ways) for op in operators), *exchanged])
 
     def joules(self, busy_s: float, idle_s: float) -> float:
         """A busy device draws its power limit, an idle one its idle power."""

@@ -59,12 +59,14 @@ class Rates:
     """What one device delivers to long-running jobs under a software stack.
 
     A figure measured on the very machine (``device.measured``) is used as it is; datasheet and burst figures are
-    brought down to what jobs sustain.
+    brought down to what jobs sustain. ``clock`` lowers that of the cores, relative to what jobs sustain; memory and
+    links have clocks of their own.
     """
 
     device: Device
     stack: Stack
     constants: Constants
+    clock: float = 1.0
 
     @property
     def own_machine(self) -> bool:
@@ -80,8 +82,8 @@ class Rates:
                 return measured
             ratio = device.peak_flops.get(dtype, 0.0) / device.peak_flops.get("fp32", np.inf)
             return device.measured["gemm_flops"] * (ratio or 1.0)
-        clock = "clock" if self.stack.load == "sustained" else "mixed_clock"
-        return self._burst(dtype) * self.constants.of_generation(clock, device.name)
+        sustained = "clock" if self.stack.load == "sustained" else "mixed_clock"
+        return self._burst(dtype) * self.constants.of_generation(sustained, device.name) * self.clock
 
     def _burst(self, dtype: str) -> float:
         """What isolated large products reach: measured, or inferred from the dtype that was measured."""

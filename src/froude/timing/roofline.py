@@ -42,11 +42,12 @@ class Roofline(CostModel):
     cluster: Cluster
     stack: Stack = field(default_factory=lambda: find_stack("megatron"))
     constants: Constants = field(default_factory=default_constants)
+    clock: float = 1.0  # of the cores, relative to what jobs sustain
 
     @cached_property
     def rates(self) -> Rates:
         """What one device delivers."""
-        return Rates(self.cluster.device, self.stack, self.constants)
+        return Rates(self.cluster.device, self.stack, self.constants, self.clock)
 
     @cached_property
     def links(self) -> Links:

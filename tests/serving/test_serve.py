@@ -238,3 +238,24 @@ def test_a_real_vllm_run_is_predicted():
     for name, bound in (("e2e_s", 0.10), ("tpot_s", 0.10), ("ttft_s", 0.20)):
         error = np.abs(getattr(result.latencies, name) / measured[name] - 1)
         assert np.median(error) < bound
+
+
+def test_lengths_beyond_the_model_and_beyond_measurements_are_said():
+    long = simulate_serve("llama-3.1-8b", "h100-sxm:1", "constant:in=140000,out=10", rate=0.01, requests=5)
+    assert [w.split(":")[0] for w in long.warnings if "positions" in w or "measured" in w] == ["lengths", "lengths"]
+    assert not simulate_serve("llama-3.1-8b", "h100-sxm:1", "constant:in=1000,out=10", rate=1, requests=5).warnings
+
+
+@pytest.mark.parametrize(("rate", "says"), [(2.0, ""), (35.0, "near saturation"), (400.0, "overload")])
+def test_a_load_that_is_too_much_is_said(rate, says):
+    found = simulate_serve("llama-3.1-8b", "h100-sxm:1", "lognormal:in=1000,out=100,cv=1", rate=rate, requests=3000)
+    assert "".join(w.split(":")[0] for w in found.warnings) == says
+
+
+@pytest.mark.parametrize(
+    ("trace", "how"),
+    [("constant:in=100,out=10", {"concurrency": 4}), ("sessions:turns=2,in=50,out=20,think=3,rate=1", {})],
+)
+def test_disaggregation_refuses_requests_that_wait_for_others(trace, how):
+    with pytest.raises(FroudeError, match="disaggregate: '1:1' cannot be combined"):
+        simulate_serve("llama-3.1-8b", "h100-sxm:2", trace, disaggregate="1:1", requests=20, **how)

@@ -42,6 +42,8 @@ from froude.timing.roofline import Roofline
 from froude.workloads.readers import load_trace
 from froude.workloads.trace import Trace
 
+MEASURED_TOKENS = 32_768  # longest input and output among the measured runs of docs/accuracy.md
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -246,13 +248,45 @@ class ServeResult:
             said.append(
                 f"scheduler {self.deployment.scheduler.name} knows output lengths beforehand, as no engine does"
             )
-        if self.trace.duration_s > 0 and len(self.latencies.request):
-            found = self.latencies
-            last = found.arrival_s[-1]
-            late = float(np.mean(found.arrival_s + found.ttft_s > last))
-            if late > 0.1:
-                said.append(f"overload: {late:.0%} of the requests still waited when the last one arrived")
+        return [*said, *self._lengths(), *self._saturation()]
+
+    def _lengths(self) -> list[str]:
+        """Lengths that the model, or the comparison with measurements, does not reach."""
+        said, arch = [], self.deployment.arch
+        inputs, outputs = self.trace.input_tokens, self.trace.output_tokens
+        beyond = int((inputs + outputs > arch.max_positions).sum())
+        if beyond:
+            said.append(
+                f"lengths: {beyond} request(s) are longer than the {arch.max_positions} positions of {arch.name}; "
+                "an engine refuses them"
+            )
+        far = float((np.maximum(inputs, outputs) > MEASURED_TOKENS).mean())
+        if far:
+            said.append(
+                f"lengths: {far:.1%} of the requests have more than {MEASURED_TOKENS} tokens in or out, more than any "
+                "measured run that iteration times were compared with"
+            )
         return said
+
+    def _saturation(self) -> list[str]:
+        """Signs that the load is more than, or nearly all, that the deployment can take."""
+        found = self.latencies
+        if not self.trace.duration_s > 0 or len(found.request) < 2:
+            return []
+        late = float(np.mean((found.arrival_s + found.ttft_s)[:-1] > found.arrival_s[-1]))
+        if late > 0.1:
+            return [f"overload: {late:.0%} of the requests still waited when the last one arrived"]
+        part = len(found.request) // 3
+        if part < 30:
+            return []
+        # Not the first third, which finds an empty engine. A queue that grows steadily makes it 5/3.
+        before, end = (float(np.median(found.ttft_s[some])) for some in (slice(part, -part), slice(-part, None)))
+        if end > 1.4 * before:
+            return [
+                f"near saturation: the last third of the requests waited {end / before:.1f} times as long for a first "
+                "token as those in the middle; on a longer trace they may wait longer still"
+            ]
+        return []
 
 
 def build_deployment(
@@ -540,6 +574,13 @@ def run_deployment(
     ``context_tokens`` is the most that prompt and output of a request may have together, as far as the engine knows: a
     scheduler that reserves for the longest output reserves up to it.
     """
+    if built.disaggregate is not None and (concurrency is not None or load.after is not None):
+        what = (
+            f"concurrency {concurrency}" if concurrency is not None else f"{load.name}, whose requests wait for others"
+        )
+        raise InvalidValueError(
+            "disaggregate", ":".join(map(str, built.disaggregate)), f"cannot be combined with {what}"
+        )
     sequences = sequences_of(load)
     if context_tokens is not None:
         for sequence in sequences:

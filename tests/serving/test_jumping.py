@@ -61,7 +61,8 @@ def build(rows, slack: int = 0) -> list[Sequence]:
     now, out = 0, []
     for i, (gap, prompt, output, *shared) in enumerate(rows):
         now += gap
-        out.append(Sequence(i, now, prompt, output, limit_tokens=output + slack, prefix=prefix_of(i, prompt, *shared)))
+        prefix, client = prefix_of(i, prompt, *shared), prompt % 3
+        out.append(Sequence(i, now, prompt, output, limit_tokens=output + slack, prefix=prefix, client=client))
     return out
 
 

@@ -262,8 +262,6 @@ class Jumper(View):
         """See `froude.serving.conductor.Engine`."""
         if self.finish_at[sequence.id]:
             self._stop_decoding(sequence)
-            if self.lines is not None:
-                self.lines.generate(sequence.client, -1)
         else:
             self.prefilling.remove(sequence)
         self._release(sequence)

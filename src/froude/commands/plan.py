@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 @group.command("train")
 def train(
     model: Annotated[str, typer.Option(help="A name (froude show models), a config.json or its folder.")],
-    cluster: Annotated[str, typer.Option(help="h100-sxm:1024, h100-sxm:256..4096, profile:box.yaml:2, a YAML file.")],
+    cluster: Annotated[str, typer.Option(help="h100-sxm:1024, h100-sxm:256..4096, profile:FILES:2, a YAML file.")],
     seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")],
     global_batch_tokens: Annotated[int, typer.Option(help="Tokens per optimizer step.")],
     tokens: Annotated[float | None, typer.Option(help="Tokens of the whole run: gives days, dollars, energy.")] = None,
@@ -32,6 +32,9 @@ def train(
     stack: Annotated[str | None, typer.Option(help="Software stack: megatron, nemo-te, fsdp, torch-eager, ...")] = None,
     technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a technique on (repeatable).")] = None,
     constants: Annotated[Path | None, typer.Option(help="Constants that `froude calibrate` wrote.")] = None,
+    kernels: Annotated[
+        str, typer.Option(help="Prices of kernels: fitted, or measured (tables of the extra froude[kernels]).")
+    ] = "fitted",
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -52,6 +55,7 @@ def train(
         stack=stack,
         with_techniques=tuple(technique or ()),
         constants=constants,
+        kernels=kernels,
     )
 
     def show() -> None:

@@ -24,15 +24,19 @@ def train(
         Path | None, typer.Option(help="Write the step's timeline for Perfetto.", show_default=False)
     ] = None,
     constants: Annotated[Path | None, typer.Option(help="Constants that `froude calibrate` wrote.")] = None,
+    kernels: Annotated[
+        str, typer.Option(help="Prices of kernels: fitted, or measured (tables of the extra froude[kernels]).")
+    ] = "fitted",
     as_json: Json = False,
 ) -> None:
     """Play one training step of a plan by events."""
     from froude.reports.training import show_simulated
+    from froude.timing.extra import said_of
     from froude.training.api import simulate_train
     from froude.training.plan import TrainPlan
 
-    step = simulate_train(TrainPlan.read(plan), trace=trace, constants=constants)
-    emit(step.json(), as_json=as_json, show=lambda: show_simulated(step))
+    step = simulate_train(TrainPlan.read(plan), trace=trace, constants=constants, kernels=kernels)
+    emit(step.json(), as_json=as_json, show=lambda: show_simulated(step), assumptions=said_of(step.scenario.cluster))
 
 
 @group.command("serve")
@@ -90,6 +94,9 @@ def serve(
     power_cap: Annotated[
         float | None, typer.Option(help="Watts a device may draw; its clock is lowered to keep to it.")
     ] = None,
+    kernels: Annotated[
+        str, typer.Option(help="Prices of kernels: fitted, or measured (tables of the extra froude[kernels]).")
+    ] = "fitted",
     technique: Annotated[list[str] | None, typer.Option("--with", help="Switch a published technique on.")] = None,
     slo: Annotated[str | None, typer.Option(help="Targets in seconds: ttft=0.5,tpot=0.05.")] = None,
     stepping: Annotated[bool, typer.Option("--stepping", help="One iteration at a time: same figures, slow.")] = False,
@@ -125,6 +132,7 @@ def serve(
         "migrate": migrate,
         "failures": failures,
         "power_cap": power_cap,
+        "kernels": None if kernels == "fitted" else kernels,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if launch is not None:

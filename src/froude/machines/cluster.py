@@ -13,6 +13,7 @@ from froude.core.errors import InvalidValueError
 from froude.core.spec import Spec
 from froude.machines.costs import carbon_intensity, facility_pue, find_price, read_table
 from froude.machines.device import Device, find_device
+from froude.machines.profiles.files import read_profile
 
 
 class Cluster(Spec):
@@ -108,8 +109,9 @@ def parse_cluster(text: str) -> Cluster:
 def parse_clusters(text: str) -> list[Cluster]:
     """Clusters from text.
 
-    ``h100-sxm:1024`` (device and count), ``h100-sxm:256..4096`` (doubling), ``profile:box.yaml:2`` (a device measured
-    on this machine) or the path of a YAML file of `Cluster` fields.
+    ``h100-sxm:1024`` (device and count), ``h100-sxm:256..4096`` (doubling), ``profile:FILES:2`` (a device measured
+    on this machine or described by another tool, see `froude.machines.profiles`) or the path of a YAML file of
+    `Cluster` fields.
 
     Raises:
         FroudeError: one sentence for malformed text, unknown devices and counts below one.
@@ -118,11 +120,7 @@ def parse_clusters(text: str) -> list[Cluster]:
         path, _, counts = text.removeprefix("profile:").rpartition(":")
         if not path:
             raise InvalidValueError("cluster", text, "must be profile:FILE:COUNT, such as profile:box.yaml:2")
-        device = Device.read(path)
-        if not device.measured:
-            raise InvalidValueError(
-                "cluster", text, "names a profile without measurements; `froude measure device` writes one"
-            )
+        device = read_profile(path)
         return [Cluster.parse({"device": device, "count": count}) for count in _counts(text, counts)]
     if text.endswith((".yaml", ".yml", ".json")):
         return [Cluster.read(text)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from importlib import resources
 from typing import Any, Literal, Self
@@ -38,6 +39,8 @@ class Device(Spec):
             rank), "processor_share" (of the wall clock, while measuring), and points ``kernel.dtype.direction@size``
             or ``collective@size`` of rate curves, which `froude.tank.device` documents and `froude.timing.measured`
             reads.
+        tables: kernels measured on devices of this kind, by name and shape (the last figure of a row is seconds), which
+            `froude.timing.tables` documents and uses in prices.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Device(Spec):
     confidence: Literal["high", "medium", "low", "measured"] = "medium"
     notes: str = ""
     measured: dict[str, float] = {}
+    tables: dict[str, tuple[tuple[float, ...], ...]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -113,6 +117,16 @@ def find_device(name: str) -> Device:
         aliases = (alias.lower() for _, names in _catalogue().values() for alias in names)
         raise UnknownNameError("device", name, [*_catalogue(), *aliases])
     return _catalogue()[table[key]][0]
+
+
+def closest_device(text: str) -> Device | None:
+    """The device that the first words of a text name ("a100_pairwise_nvlink": the A100), the longest name there is."""
+    words = re.split(r"[^A-Za-z0-9]+", text)
+    for count in range(len(words), 0, -1):
+        name = _aliases().get(_fold(" ".join(words[:count]))) if any(words[:count]) else None
+        if name is not None:
+            return _catalogue()[name][0]
+    return None
 
 
 _VENDORS = ("nvidia", "amd", "intel", "google", "aws", "huawei", "apple", "instinct", "tesla", "geforce")

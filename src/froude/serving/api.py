@@ -26,7 +26,7 @@ from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool, size_pool
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
 from froude.serving.migration import LiveMigration
-from froude.serving.model_time import ModelIterationTime, check_parallel, check_pipeline
+from froude.serving.model_time import ModelIterationTime, check_parallel, check_pipeline, product_start_s
 from froude.serving.outcome import Outcome, Swap, Worker
 from froude.serving.pipeline_time import PipelineIterationTime
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
@@ -38,6 +38,7 @@ from froude.serving.stepping import step, step_fleet
 from froude.serving.technique import ServingContext, ServingTechnique
 from froude.serving.technique import techniques as TECHNIQUES
 from froude.serving.techniques.speculative import Speculative
+from froude.timing.extra import said_of, with_kernels
 from froude.timing.roofline import Roofline
 from froude.workloads.readers import load_trace
 from froude.workloads.trace import Trace
@@ -224,6 +225,7 @@ class ServeResult:
                 else []
             ),
             *self._power(),
+            *said_of(d.cluster),
             "every request generates exactly the tokens of the trace",
         ]
 
@@ -315,6 +317,7 @@ def build_deployment(
     speculative: str | None = None,
     techniques: Iterable[str | ServingTechnique] = (),
     power_cap: float | None = None,
+    kernels: str = "fitted",
 ) -> Deployment:
     """A deployment from names.
 
@@ -323,6 +326,7 @@ def build_deployment(
     """
     arch = resolve(model) if isinstance(model, str) else model
     machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
+    machines = with_kernels(machines, kernels, product_start_s(machines.device))
     spec = configured(find_engine(engine), machines.device, precision, kv_dtype)
     check_parallel(arch, tensor_parallel, data_parallel, expert_parallel)
     split = None

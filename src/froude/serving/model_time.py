@@ -17,6 +17,7 @@ import numpy as np
 from froude.core.arrays import Array, Floats
 from froude.core.errors import InvalidValueError
 from froude.machines.cluster import Cluster, Group
+from froude.machines.device import Device
 from froude.models.architecture import Architecture
 from froude.models.operator import Attention, Elementwise, GroupedMatmul, Matmul, Operator
 from froude.models.transformer import (
@@ -32,6 +33,7 @@ from froude.serving.precision import find_precision
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, Cost, CostModel
 from froude.timing.roofline import Roofline
+from froude.timing.tables import decode_line
 
 PS = 1e12
 _PAGE = 2048  # token counts priced at a time
@@ -277,12 +279,17 @@ class Starts:
         if device.measured:
             return cls()
         scaled = engine.block_product_s.get(constants.generation(device.name)) if blocks else None
-        return cls(
+        line = decode_line(device.tables)
+        start_s, reached = line or (
             constants.of_generation("decode.attention_start_s", device.name),
-            constants.of_generation("decode.product_start_s", device.name),
+            device.memory_bandwidth * constants.of_generation("decode.attention_efficiency", device.name),
+        )
+        return cls(
+            start_s,
+            product_start_s(device),
             constants["decode.experts_start_s"],
             0.0 if scaled is None else scaled.value,
-            constants["memory.efficiency"] / constants.of_generation("decode.attention_efficiency", device.name),
+            device.memory_bandwidth * constants["memory.efficiency"] / reached,
         )
 
     def of_layer(self, operators: Sequence[Operator]) -> float:
@@ -290,6 +297,11 @@ class Starts:
         plain = [op for op in operators if isinstance(op, Matmul) and not isinstance(op, GroupedMatmul)]
         products = len(plain) * self.product_s + sum(op.weight_bytes is not None for op in plain) * self.block_s
         return products + (self.experts_s if any(isinstance(op, GroupedMatmul) for op in operators) else 0.0)
+
+
+def product_start_s(device: Device) -> float:
+    """What a product of few rows takes beside its arithmetic and traffic."""
+    return 0.0 if device.measured else default_constants().of_generation("decode.product_start_s", device.name)
 
 
 def _imbalance(expert_parallel: int) -> float:

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 
 from froude.core.arrays import Floats
-from froude.timing.constants import default_constants
 from froude.timing.kernel_tables import DEVICES, KINDS, Columns, eight, measured, tables_folder
 from froude.timing.roofline import Roofline
-from froude.timing.stack import find_stack
 
 SHORTEST_S = 50e-6
 """Shorter kernels are mostly started, not run."""
@@ -112,8 +110,4 @@ def left_out(columns: Columns) -> np.ndarray:
 
 def burst(device: str) -> Roofline:
     """A node of a device at burst clocks, under the engines' kernels."""
-    constants = default_constants()
-    clocks = {name: 1.0 for name in constants.table if name.startswith("clock.")}
-    attention = "flash-2" if constants.generation(device) == "ampere" else "flash-3"
-    stack = find_stack("megatron").but(attention=attention, casts="fused")
-    return Roofline(eight(device), stack, constants.but(clocks, "isolated kernels"))
+    return Roofline(eight(device)).isolated

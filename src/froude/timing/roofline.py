@@ -7,20 +7,24 @@ with a smooth maximum in place of the corner, tile and wave quantisation for pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from froude.core.arrays import Array
 from froude.machines.cluster import Cluster
-from froude.models.operator import GroupedMatmul, Move, Operator
+from froude.models.operator import Attention, GroupedMatmul, Move, Operator
 from froude.timing.collectives import Links, collective_cost
 from froude.timing.constants import Constants, default_constants
 from froude.timing.cost import Collective, Cost, CostModel
 from froude.timing.kernels import Rates, Work, work
 from froude.timing.measured import MeasuredKernels
 from froude.timing.stack import Stack, find_stack
+from froude.timing.tables import MeasuredTables
+
+WRITTEN_OUT = ("unfused", "fused-softmax")
+"""Attention kernels that write the scores out; tables are of kernels that do not."""
 
 
 def smooth_max(first: Array, second: Array, power: float) -> Array:
@@ -28,6 +32,14 @@ def smooth_max(first: Array, second: Array, power: float) -> Array:
     larger = np.maximum(first, second)
     safe = np.where(larger > 0, larger, 1.0)
     return larger * (1.0 + (np.minimum(first, second) / safe) ** power) ** (1.0 / power)
+
+
+def _corrected(cost: Cost, factor: Array | None) -> Cost:
+    """The same work in ``factor`` of the time; it uses that much more of each resource meanwhile."""
+    if factor is None:
+        return cost
+    demands = {name: np.minimum(1.0, share / factor) for name, share in cost.demands.items()}
+    return Cost(cost.seconds * factor, demands, f"{cost.source} and measured tables")
 
 
 def _routed(op: Operator) -> bool:
@@ -61,6 +73,33 @@ class Roofline(CostModel):
         """Curves measured on the very machine, where there are any."""
         return MeasuredKernels.of(self.cluster.device)
 
+    @property
+    def isolated(self) -> Roofline:
+        """The same machine running single kernels: burst clocks, its generation's attention kernel, no casts."""
+        device = self.cluster.device
+        clocks = {name: 1.0 for name in self.constants.table if name.startswith("clock.")}
+        attention = "flash-2" if self.constants.generation(device.name) == "ampere" else "flash-3"
+        return replace(
+            self,
+            cluster=self.cluster.model_copy(update={"device": device.model_copy(update={"tables": {}})}),
+            stack=find_stack("megatron").but(attention=attention, casts="fused", experts=self.stack.experts),
+            constants=self.constants.but(clocks, "isolated kernels"),
+        )
+
+    @cached_property
+    def tables(self) -> MeasuredTables | None:
+        """Kernels measured on devices of this kind, where the device brings tables."""
+        device = self.cluster.device
+        if not device.tables:
+            return None
+        return MeasuredTables.of(device.tables, self.isolated, self.cluster.scaleup_domain)
+
+    @property
+    def _own_exchanges(self) -> set[str]:
+        """Collectives of kernels of the stack's own; tables are of the library's."""
+        own = {"all-reduce": self.stack.all_reduce == "direct", "all-to-all": self.stack.dispatch != "all-to-all"}
+        return {kind for kind, differs in own.items() if differs}
+
     def operator(self, op: Operator) -> Cost:
         """As measured on this machine; else a smooth maximum of arithmetic and traffic, and the gap between kernels."""
         measured_s = self.measured.operator_s(op)
@@ -72,7 +111,10 @@ class Roofline(CostModel):
         safe = np.where(seconds > 0, seconds, 1.0)
         demands = {"compute": need.compute_s / safe, "memory": need.memory_s / safe}
         source = "measured on this machine" if self.rates.own_machine else f"roofline of {self.cluster.device.name}"
-        return Cost(seconds, demands, source).times(op.count)
+        cost = Cost(seconds, demands, source)
+        if self.tables is not None and not (isinstance(op, Attention) and self.stack.attention in WRITTEN_OUT):
+            cost = _corrected(cost, self.tables.operator_factor(op))
+        return cost.times(op.count)
 
     def collective(self, collective: Collective) -> Cost:
         """The slower level's bandwidth and the latencies of both; overhead operators follow."""
@@ -81,6 +123,8 @@ class Roofline(CostModel):
             cost = Cost(measured_s, {}, "measured on this machine")
         else:
             cost = collective_cost(collective, self.links)
+            if self.tables is not None and collective.kind not in self._own_exchanges:
+                cost = _corrected(cost, self.tables.collective_factor(collective, self.cluster.scaleup_domain))
         alone = np.less_equal(collective.group.ranks, 1)
         for op in collective.overhead:
             extra = self.operator(op)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from froude.machines.cluster import Cluster, parse_clusters
 from froude.models.catalogue import resolve
 from froude.program.play import Played, play
 from froude.program.trace import trace_events, write_trace
+from froude.timing.extra import said_of, with_kernels
 from froude.timing.stack import find_stack
 from froude.training.accuracy import memory_spread, step_spread
 from froude.training.calibration import calibrated
@@ -95,6 +96,7 @@ def plan_train(
     stack: str | None = None,
     with_techniques: tuple[str, ...] = (),
     constants: str | os.PathLike[str] | None = None,
+    kernels: str = "fitted",
 ) -> TrainPlans:
     """Rank the layouts that train ``model`` on ``cluster``.
 
@@ -111,6 +113,7 @@ def plan_train(
         stack: software stack; "megatron", or "torch-eager" on a measured profile.
         with_techniques: names of techniques switched on.
         constants: file of constants that `froude calibrate` wrote.
+        kernels: "fitted" forms, or the "measured" tables of the extra ``kernels`` where shapes are near.
 
     Raises:
         FroudeError: one sentence naming the field, the value and the nearest valid choice.
@@ -121,7 +124,7 @@ def plan_train(
     if top < 1:
         raise FroudeError(f"top: {top!r} must be at least 1")
     architecture = resolve(model)
-    clusters = parse_clusters(cluster)
+    clusters = [with_kernels(one, kernels) for one in parse_clusters(cluster)]
     job = Job.parse(
         {"seq_len": seq_len, "global_batch_tokens": global_batch_tokens, "tokens": tokens, "precision": precision}
     )
@@ -195,15 +198,18 @@ def simulate_train(
     *,
     trace: str | os.PathLike[str] | None = None,
     constants: str | os.PathLike[str] | None = None,
+    kernels: str = "fitted",
 ) -> SimulatedStep:
     """Play one step of a plan by events; optionally write its timeline for Perfetto.
 
-    ``constants`` names a file that `froude calibrate` wrote.
+    ``constants`` names a file that `froude calibrate` wrote; ``kernels`` is "fitted", or "measured" for the tables of
+    the extra ``kernels``.
 
     Raises:
         FroudeError: when the plan is impossible, saying why.
     """
-    scenario = calibrated(Scenario.of(plan), constants)
+    scenario = Scenario.of(plan)
+    scenario = calibrated(replace(scenario, cluster=with_kernels(scenario.cluster, kernels)), constants)
     prediction = predict(scenario, [plan.layout])[0]
     played = play(prediction.program, candidate=prediction.candidate)
     if trace is not None:
@@ -249,6 +255,7 @@ def _assumptions(scenario: Scenario) -> tuple[str, ...]:
         f"software stack {stack.name!r}: attention {stack.attention}, fusion {stack.fusion}, gradients reduced in "
         f"{'fp32' if stack.gradients == 'fp32' else scenario.job.precision}",
         f"device figures: {cluster.device.source}",
+        *said_of(cluster),
         "MFU counts model FLOPs, attention over the keys a query may see (halved by causality), no recomputation",
         f"step interval: {spread_source}",
     ]

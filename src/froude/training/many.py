@@ -128,9 +128,9 @@ def _model(scenario: Scenario, constants: Constants | None) -> CostModel:
 
 def _machine(scenario: Scenario) -> Hashable:
     """What prices of the same work depend on; not on how many devices there are."""
-    if scenario.model is not None or scenario.own_machine:
-        return id(scenario)
     cluster = scenario.cluster
+    if scenario.model is not None or scenario.own_machine or cluster.device.tables:
+        return id(scenario)
     return (
         cluster.device.name,
         cluster.scaleup_domain,

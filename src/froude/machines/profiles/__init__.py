@@ -1,0 +1,1 @@
+"""Device profiles that other tools wrote, read as devices with tables of measured kernels."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from froude.core.errors import InvalidValueError
+from froude.core.knobs import parse_knobs
 from froude.core.registry import Registry
 from froude.program.controller import Controller
 from froude.serving.outcome import NO_TIME
@@ -68,15 +69,7 @@ class Autoscaling:
         """
         name, _, rest = text.partition(":")
         SCALERS.get(name)
-        known = {"min": 1.0, "max": 8.0, "start": 120.0, "target": 16.0}
-        for part in filter(None, rest.split(",")):
-            key, _, value = part.partition("=")
-            if key not in known:
-                raise InvalidValueError("autoscale", key, f"is not one of {', '.join(known)}")
-            try:
-                known[key] = float(value)
-            except ValueError:
-                raise InvalidValueError(f"autoscale, {key}", value, "is not a number") from None
+        known = parse_knobs("autoscale", rest, {"min": 1.0, "max": 8.0, "start": 120.0, "target": 16.0})
         if not 1 <= known["min"] <= known["max"] or not known["target"] > 0 or not known["start"] >= 0:
             raise InvalidValueError("autoscale", text, "needs 1 <= min <= max, target above 0 and start at least 0")
         return cls(name, int(known["min"]), int(known["max"]), known["start"], known["target"])

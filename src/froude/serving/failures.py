@@ -14,6 +14,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from froude.core.errors import InvalidValueError
+from froude.core.knobs import parse_knobs
 from froude.serving.conductor import Conductor, Engine
 from froude.serving.policy import Sequence
 from froude.serving.router import Router
@@ -46,15 +47,7 @@ class Failures(Conductor):
         Raises:
             InvalidValueError: naming an unknown knob, or a value out of range.
         """
-        knobs = dict(_KNOBS)
-        for part in filter(None, text.split(",")):
-            key, _, value = part.partition("=")
-            if key not in knobs:
-                raise InvalidValueError("failures", key, f"is not one of {', '.join(knobs)}")
-            try:
-                knobs[key] = float(value)
-            except ValueError:
-                raise InvalidValueError(f"failures, {key}", value, "is not a number") from None
+        knobs = parse_knobs("failures", text, _KNOBS)
         if not knobs["mtbf"] > 0 or not knobs["repair"] > 0 or not knobs["notice"] >= 0:
             raise InvalidValueError("failures", text, "needs mtbf and repair above 0 seconds, such as mtbf=3600")
         return cls(knobs["mtbf"], knobs["repair"], knobs["notice"], int(knobs["seed"]))

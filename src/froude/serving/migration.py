@@ -15,6 +15,7 @@ from collections.abc import Sequence as Items
 from functools import partial
 
 from froude.core.errors import InvalidValueError
+from froude.core.knobs import parse_knobs
 from froude.serving.conductor import Conductor, Engine
 from froude.serving.disaggregation import Transfer
 from froude.serving.policy import Sequence
@@ -53,15 +54,7 @@ class LiveMigration(Conductor):
         Raises:
             InvalidValueError: naming an unknown knob, or a value out of range.
         """
-        knobs = dict(_KNOBS)
-        for part in filter(None, text.split(",")):
-            key, _, value = part.partition("=")
-            if key not in knobs:
-                raise InvalidValueError("migrate", key, f"is not one of {', '.join(knobs)}")
-            try:
-                knobs[key] = float(value)
-            except ValueError:
-                raise InvalidValueError(f"migrate, {key}", value, "is not a number") from None
+        knobs = parse_knobs("migrate", text, _KNOBS)
         return cls(link, knobs["every"], knobs["from"], knobs["to"])
 
     def begin(self, fleet: Items[Engine]) -> None:

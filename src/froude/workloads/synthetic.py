@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from froude.core.errors import InvalidValueError, UnknownNameError
+from froude.core.knobs import parse_knobs
 from froude.workloads.trace import Ints, Trace, make_trace
 
 _DEFAULTS: dict[str, dict[str, float]] = {
@@ -105,15 +106,7 @@ def synthetic_trace(
 
 
 def _knobs(name: str, rest: str) -> dict[str, float]:
-    knobs = dict(_DEFAULTS[name])
-    for part in filter(None, rest.split(",")):
-        key, _, value = part.partition("=")
-        if key.strip() not in knobs:
-            raise UnknownNameError(f"trace {name}", key.strip(), knobs)
-        try:
-            knobs[key.strip()] = float(value)
-        except ValueError:
-            raise InvalidValueError(f"trace {name}, {key.strip()}", value, "is not a number") from None
+    knobs = parse_knobs(f"trace {name}", rest, _DEFAULTS[name])
     for key, number in knobs.items():
         if not (number > 0 and math.isfinite(number)):
             raise InvalidValueError(f"trace {name}, {key}", number, "must be positive")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 from pathlib import Path
@@ -135,6 +136,19 @@ def test_megatron_and_torchtitan_logs(tmp_path: Path) -> None:
     assert [run.step_s for run in found] == pytest.approx([1.2, 2048 / 1706, 1.5])
 
 
+def test_a_compressed_trace_has_the_steps_of_host_and_device(tmp_path: Path) -> None:
+    one = plan({"data_parallel": 16, "tensor_parallel": 4})
+    steps = [(5, "user_annotation", 0.5e6), *((i, "user_annotation", 1.5e6) for i in (1, 2, 3, 4))]
+    steps += [(i, "gpu_user_annotation", 1.2e6) for i in range(1, 6)]
+    events = [{"name": f"ProfilerStep#{i}", "cat": cat, "ts": i * 1e6, "dur": dur} for i, cat, dur in steps]
+    (tmp_path / "rank0.pt.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    found, _ = read_runs([tmp_path / "rank0.pt.trace.json.gz"], [one])
+    assert found[0].step_s == pytest.approx(1.5)  # the host's; the device's are its busy part
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"{}")[:-4])
+    with pytest.raises(FroudeError, match="cannot be read"):
+        read_runs([tmp_path / "cut.json.gz"], [one])
+
+
 def test_a_csv_file_with_names_alone(tmp_path: Path) -> None:
     file = tmp_path / "runs.csv"
     rows = [
@@ -165,9 +179,10 @@ def test_a_run_directory(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("empty.log", "", "elapsed time per iteration"),
-        ("binary.log", "\udcff", "cannot be read"),
+        ("binary.log", "\udcff", "elapsed time per iteration"),
         ("other.csv", "a,b\n1,2\n", "lacks the columns"),
         ("trace.json", "[]", "profiler"),
+        ("trace.json", '{"traceEvents": []}', "no ProfilerStep in it"),
         ("zero.log", "elapsed time per iteration (ms): 0.0", "above 0"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import re
 import statistics
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,32 +138,40 @@ def _row(name: str, cells: dict[str, Any], step_s: float) -> Observed:
 
 def _logged_step_s(path: Path, plan: TrainPlan) -> float:
     try:
-        text = _ANSI.sub("", path.read_text("utf-8", errors="strict"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FroudeError(f"{path}: cannot be read as text ({type(error).__name__})") from None
-    if path.suffix.lower() == ".json":
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise FroudeError(f"{path}: cannot be read ({type(error).__name__})") from None
+    text = _ANSI.sub("", raw.decode("utf-8", errors="replace"))
+    if ".json" in (suffix.lower() for suffix in path.suffixes):
         steps = _profiled(path, text)
     else:
         steps = [float(value) * (1e-3 if unit == "ms" else 1.0) for unit, value in _MEGATRON.findall(text)]
         if not steps:  # torchtitan counts tokens per second and device
             rates = [float(rate.replace(",", "")) for rate in _TORCHTITAN.findall(text)]
             steps = [plan.job.global_batch_tokens / (rate * plan.layout.devices) for rate in rates if rate > 0]
-    if not steps:
-        raise FroudeError(
-            f"{path}: neither Megatron-LM's 'elapsed time per iteration (ms): ...' nor torchtitan's "
-            "'step: ... tps: ...' occurs in it"
-        )
+        if not steps:
+            raise FroudeError(
+                f"{path}: neither Megatron-LM's 'elapsed time per iteration (ms): ...' nor torchtitan's "
+                "'step: ... tps: ...' occurs in it"
+            )
     settled = steps[WARM_UP:] if len(steps) > 2 * WARM_UP else steps
     return _positive(statistics.median(settled), str(path))
 
 
 def _profiled(path: Path, text: str) -> list[float]:
-    """Durations of the profiler's steps."""
+    """Durations of the profiler's steps in order; the host's, where the device's busy part of them stands beside."""
     try:
         events = json.loads(text)["traceEvents"]
-        return [e["dur"] * 1e-6 for e in events if str(e.get("name", "")).startswith("ProfilerStep") and "dur" in e]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        named = [e for e in events if str(e.get("name", "")).startswith("ProfilerStep") and "dur" in e]
+        host = [e for e in named if not str(e.get("cat", "")).startswith("gpu")]
+        ordered = sorted(host or named, key=lambda e: float(e.get("ts", 0.0)))
+        steps = [float(e["dur"]) * 1e-6 for e in ordered]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
         raise FroudeError(f"{path}: not a trace of PyTorch's profiler") from None
+    if not steps:
+        raise FroudeError(f"{path}: no ProfilerStep in it; call the profiler's step() after each training step")
+    return steps
 
 
 def _positive(value: object, where: str) -> float:

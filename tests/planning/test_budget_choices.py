@@ -14,7 +14,8 @@ from froude.laws.api import load
 from froude.laws.curves import contours, iso_flop
 from froude.planning.budget import plan_budget
 from froude.planning.choices import _coefficients, _mixture, choose
-from froude.planning.knee import TargetPoint, fastest, knee
+from froude.planning.knee import TargetPoint, _on, fastest, knee
+from froude.planning.pace import measure_pace
 from froude.reports.budget import write_budget
 
 
@@ -88,3 +89,11 @@ def test_curves_agree_with_the_law() -> None:
             assert law.predict(**point)[0].value == pytest.approx(level, rel=1e-3)
     levels = [level for level, _ in contours(law, (1e8, 1e11), (1e9, 1e12))]
     assert np.all(np.diff(levels) < 0)
+
+
+def test_steps_of_large_batches_follow_from_smaller_ones() -> None:
+    pace = measure_pace("h100-sxm:16", 3e9, 2**18)
+    batches = 2.0 ** np.arange(18, 24)
+    points = _on(pace, batches / 2**18, 3e9, 6e10, 2.0**18, 1e6)
+    assert [point.batch_tokens for point in points] == list(batches)
+    assert points[-1].step_s == pytest.approx(pace.at_batch(2.0**23).step_s, rel=0.02)

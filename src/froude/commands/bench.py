@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from froude.commands.shell import Json, emit
+from froude.commands.shell import Json, emit, one_thread_of_blas
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How fast is Froude itself?")
 
@@ -49,6 +49,7 @@ def train(as_json: Json = False) -> None:
 @group.command("laws")
 def laws(as_json: Json = False) -> None:
     """Time to fit five parameters to 240 points from 500 starts, and to bootstrap the fit 1,000 times."""
+    one_thread_of_blas()
     from froude.laws.bench import bench_laws
     from froude.reports.bench import show_figures
 

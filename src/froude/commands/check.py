@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from froude.commands.shell import Json, emit
+from froude.commands.shell import Json, emit, one_thread_of_blas
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Is it true? Predictions against measurements.")
 
@@ -209,6 +209,7 @@ def _laws(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the public tables; docs/laws.md.")],
     as_json: Json = False,
 ) -> None:
+    one_thread_of_blas()
     from froude.laws.check import check_laws
     from froude.reports.laws import Progress, show_law_check
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from froude.commands.shell import Json, emit
+from froude.commands.shell import Json, emit, one_thread_of_blas
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +34,7 @@ def _fit(
         Path | None, typer.Option("--out", help="fit.yaml (or a folder): the fitted law, and its picture beside it.")
     ] = None,
 ) -> None:
+    one_thread_of_blas()
     from froude.laws.api import fit_file
     from froude.reports.laws import show_fits, write_fits
 
@@ -61,6 +62,7 @@ def _predict(
     law: Annotated[str, typer.Option("--law", help="fit.yaml, or a law's name for its published coefficients.")],
     as_json: Json = False,
 ) -> None:
+    one_thread_of_blas()
     from froude.laws.api import predict
     from froude.reports.laws import show_prediction
 

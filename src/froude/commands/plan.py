@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from froude.commands.shell import Json, Out, emit
+from froude.commands.shell import Json, Out, emit, one_thread_of_blas
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What should I run?")
 
@@ -145,6 +145,7 @@ def budget(
     out: Out = None,
 ) -> None:
     """Model size, tokens, epochs, batch, learning rate and loss that a budget of FLOPs, dollars or days buys."""
+    one_thread_of_blas()
     from froude.planning.budget import plan_budget
     from froude.reports.budget import show_budget, write_budget
 

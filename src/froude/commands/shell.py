@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ def emit(
     show()
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def one_thread_of_blas() -> None:
+    """Before numpy is imported: matrices of a few hundred rows, solved by threads that wait for each other, crawl."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _plain(value: Any) -> Any:

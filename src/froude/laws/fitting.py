@@ -280,17 +280,12 @@ def _held_out(
     out = held_out_rows(data, rule, seed)
     kept = {name: column[~out] for name, column in data.items() if name != "row"}
     test = {name: column[out] for name, column in data.items()}
-    found = fit(
-        law,
-        kept,
-        starts=starts,
-        bootstrap=bootstrap,
-        priors=priors,
-        emphasis=emphasis,
-        seed=seed,
-        where=f"{where} without held-out rows",
-    )
-    fitted = found.for_prediction()
+    options: dict[str, Any] = {"starts": starts, "priors": priors, "emphasis": emphasis, "seed": seed}
+    options["where"] = f"{where} without held-out rows"
+    fitted = fit(law, kept, **options).for_prediction()
+    if bootstrap and not fitted.outlook:
+        # Only coefficients that predict by themselves take their intervals from resamples.
+        fitted = fit(law, kept, bootstrap=bootstrap, **options).fitted
     observed = test[law.target]
     estimate, low, high = fitted.predict_arrays(test)
     known = bootstrap or fitted.outlook

@@ -86,7 +86,7 @@ def choose(params: float, tokens: float, width: float, loss: Estimate | None) ->
         inference_bits=_estimate(rounding, lambda c: _inference_bits(c, params, tokens, loss)),
         downstream_error=error,
         assumptions=(*said, f"a mixture has {EXPANSION:g} times its active parameters, as its law's data have"),
-        warnings=tuple(_beyond((vocabulary, rounding), params)),
+        warnings=(*_beyond((vocabulary, rounding), params), *_beyond((experts,), float(EXPANSION * mixture[0, 0]))),
     )
 
 

@@ -6,14 +6,15 @@ shorten the step only while the batch keeps them busy. The knee is where the thr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from froude.core.errors import FroudeError
 from froude.laws.gradient_noise import examples_to_target
 from froude.laws.library.critical_batch import OVERHEAD
-from froude.planning.pace import SECONDS_PER_DAY, Pace
+from froude.planning.pace import SECONDS_PER_DAY, Pace, rounded
 
 BATCHES = 2.0 ** np.arange(-2, 6)  # of the law's best batch, on the cluster asked for
 DEVICES = (0.25, 0.5, 2.0, 4.0)  # of the cluster's, beside itself
@@ -82,12 +83,26 @@ def _on(
     doubling = critical / OVERHEAD  # the batch that needs twice the least data
     least_steps = tokens / (best_batch + doubling)
     points: dict[float, TargetPoint] = {}
-    for multiple in multiples:
+    paces: list[Pace] = []
+    for multiple in np.sort(multiples):
         try:
-            at = pace.at_batch(best_batch * multiple)
+            at = _at(pace, paces, float(best_batch * multiple))
         except FroudeError:  # fewer sequences than the devices can share
             continue
+        paces.append(at)
         needed = float(examples_to_target(least_steps, doubling, at.batch_tokens))
         days = needed / at.tokens_per_s_of(params) / SECONDS_PER_DAY
         points[at.batch_tokens] = TargetPoint(at.scenario.cluster.count, at.batch_tokens, at.step_s, needed, days)
     return list(points.values())
+
+
+def _at(pace: Pace, smaller: Sequence[Pace], batch_tokens: float) -> Pace:
+    """The pace at a batch; once pipelines are long full, from two smaller ones, for which a step only grows by more of
+    the same micro-batches."""
+    if len(smaller) < 2 or not (smaller[-2].full and smaller[-1].layout == smaller[-2].layout):
+        return pace.at_batch(batch_tokens)
+    first, last = smaller[-2:]
+    slope = (last.step_s - first.step_s) / (last.batch_tokens - first.batch_tokens)
+    batch = rounded(batch_tokens)
+    step_s = last.step_s + slope * (batch - last.batch_tokens)
+    return replace(last, batch_tokens=batch, step=last.step.scaled(step_s / last.step_s))

@@ -24,6 +24,7 @@ ASPECT = 115.0
 HEAD_DIM, KV_HEADS = 128, 8
 FFN_RATIO = 3.5  # of width, gated: Llama 3's
 LARGE, LARGE_VOCAB, SMALL_VOCAB = 3e9, 128_256, 32_000  # parameters from which Llama 3's vocabulary is assumed
+FULL = 4.0  # micro-batches a stage; filling and draining overlap none of those between
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
 
 
@@ -63,6 +64,13 @@ class Pace:
     def step_s(self) -> float:
         """Seconds per optimizer step."""
         return self.step.value
+
+    @property
+    def full(self) -> bool:
+        """Whether every stage has so many micro-batches that more only repeat them."""
+        layout = self.layout
+        rows = self.batch_tokens / SEQ_LEN / layout.data_parallel / layout.micro_batch
+        return rows >= FULL * layout.pipeline_parallel
 
     @property
     def tokens_per_s(self) -> float:
@@ -151,6 +159,11 @@ def measure_pace(cluster: str, params: float, batch_tokens: float) -> Pace:
 def _sequences(batch_tokens: float) -> int:
     """A power of two, so that neighbouring questions share one search."""
     return int(2 ** max(0, round(float(np.log2(max(batch_tokens, SEQ_LEN) / SEQ_LEN)))))
+
+
+def rounded(batch_tokens: float) -> float:
+    """The batch that a pace at about ``batch_tokens`` has."""
+    return float(_sequences(batch_tokens) * SEQ_LEN)
 
 
 @functools.lru_cache(maxsize=256)

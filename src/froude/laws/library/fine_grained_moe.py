@@ -1,6 +1,7 @@
 """Krajewski's law of fine-grained experts: splitting each expert into G smaller ones lowers the parameter term.
 
-With granularity tuned, mixtures stay ahead of dense models at any budget.
+With granularity tuned, mixtures stay ahead of dense models at any budget. N counts the parameters of all experts: only
+so do the coefficients give the paper's compute-optimal models and their losses.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class FineGrainedMoe(Law):
             Symbol("g", "nats", 0.1, 50.0, "log", "what granularity can gain"),
             Symbol("gamma", "1", 0.1, 2.0, "log", "exponent of granularity"),
             Symbol("a", "nats", 1.0, 1e3, "log", "size of the parameter term"),
-            Symbol("alpha", "1", 0.05, 0.6, "log", "exponent of active parameters"),
+            Symbol("alpha", "1", 0.05, 0.6, "log", "exponent of parameters, all experts counted"),
             Symbol("b", "nats", 1.0, 1e4, "log", "size of the token term"),
             Symbol("beta", "1", 0.05, 0.6, "log", "exponent of tokens"),
         )

@@ -111,7 +111,8 @@ def fit_file(
         except FroudeError as error:
             skipped[name] = str(error)
     if not fits:
-        name, why = next(iter(skipped.items()))
+        # A law that lacks columns says less of this table than one that lacks rows.
+        name, why = min(skipped.items(), key=lambda one: "is missing" in one[1])
         raise FroudeError(f"{runs}: no law can be fitted to it; {name!r}, for one, says: {why}")
     fits.sort(key=lambda one: one.holdout.median_ape if one.holdout else np.inf)
     return _diagnosed(tuple(fits), skipped, True)

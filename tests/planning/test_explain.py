@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from froude.cli import app
 from froude.core.errors import FroudeError
-from froude.planning.explain import explain, neighbours
+from froude.planning.explain import Other, _far_better, explain, neighbours
 from froude.planning.suspects import rank_suspects
 from froude.timing.constants import default_constants
 from froude.training.calibration import Calibration
@@ -190,3 +190,12 @@ def test_learned_constants_are_where_an_explanation_starts(tmp_path: Path) -> No
     assert told[0].predicted_step_s == pytest.approx(ours.step_s, rel=0.05)
     clock = next(suspect for suspect in told if suspect.constant == "clock.ampere")
     assert clock.assumed == 0.6 and abs(clock.sigmas) < 0.1
+
+
+def test_a_layout_out_of_reach_of_single_changes_is_pointed_out() -> None:
+    slow = Other("slow", plan(), step_s=9.9, p_fit=1.0, gain=1.02)
+    fast = Other("the best of all", plan(), step_s=5.0, p_fit=1.0, gain=2.0)
+    (said,) = _far_better((slow,), (fast,))
+    assert "takes 5 s, 2.00 times as fast" in said
+    assert not list(_far_better((fast,), (fast,)))  # a single change leads there
+    assert not list(_far_better((), (replace(fast, p_fit=0.1),)))

@@ -33,6 +33,8 @@ from froude.training.waterfall import Waterfall, waterfall
 
 HELPFUL = 1.001
 """A change that gains less is none."""
+FAR_BETTER = 1.05
+"""Another layout that is faster by more than single changes allow is worth a warning."""
 REASONS = 3
 UNEXPLAINED = 0.1
 """A suspect whose step misses the measured one by more, in logarithms, explains little."""
@@ -158,11 +160,13 @@ def explain(
     suspects: list[Suspect] = []
     if measured_step_s is not None:
         suspects = rank_suspects(as_planned, plan.layout, measured_step_s, known)
+    helpful = tuple(_helpful(here, changes))
+    others = (_against(here, against),) if against is not None else tuple(_kinds(here))
     return Explanation(
         planned,
         here.waterfall,
-        tuple(_helpful(here, changes)),
-        (_against(here, against),) if against is not None else tuple(_kinds(here)),
+        helpful,
+        others,
         measured_step_s,
         tuple(suspects),
         (
@@ -170,7 +174,7 @@ def explain(
             "suspects act alone: prior of the constant times likelihood of the measured step; causes of like effect "
             "are told apart by measuring a second layout, not by one step",
         ),
-        tuple(_warnings(planned, measured_step_s, suspects)),
+        (*_far_better(helpful, others), *_warnings(planned, measured_step_s, suspects)),
     )
 
 
@@ -357,6 +361,18 @@ def _other_kinds(here: _Here) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "the best with full recomputation", {"recompute": "full"}
     else:
         yield "the best without recomputation", {"recompute": "none"}
+
+
+def _far_better(changes: tuple[Other, ...], others: tuple[Other, ...]) -> Iterator[str]:
+    """A layout out of reach of single changes that is much faster than any of them."""
+    runs = [other for other in others if other.plan is not None and other.p_fit >= MIN_P_FIT]
+    best = max(runs, key=lambda other: other.gain, default=None)
+    reached = max((change.gain for change in changes), default=1.0)
+    if best is not None and best.gain > FAR_BETTER * max(1.0, reached):
+        yield (
+            f"another layout takes {best.step_s:.3g} s, {best.gain:.2f} times as fast as this plan ({best.what}): no "
+            "single change leads there, `froude plan train` finds it"
+        )
 
 
 def _warnings(planned: PlannedLayout, measured_step_s: float | None, suspects: list[Suspect]) -> Iterator[str]:

@@ -35,11 +35,19 @@ def plan(layout: dict[str, object], nodes: int = 8) -> TrainPlan:
     return TrainPlan.parse({"model": MODEL, "cluster": f"a100-sxm-80gb:{8 * nodes}", "job": job, "layout": layout})
 
 
-def observed(planted: Calibration, noise: float = 0.0) -> list[Observed]:
+ON_ONE_NODE = (
+    {"data_parallel": 8, "zero_stage": 3, "recompute": "full"},
+    {"data_parallel": 4, "tensor_parallel": 2, "zero_stage": 1, "recompute": "full"},
+    {"data_parallel": 2, "tensor_parallel": 4, "zero_stage": 1, "recompute": "full"},
+    {"data_parallel": 1, "tensor_parallel": 8},
+)
+
+
+def observed(planted: Calibration, noise: float = 0.0, one_node: bool = False) -> list[Observed]:
     random = np.random.default_rng(0)
     runs = []
-    for layout in LAYOUTS:
-        one = plan(layout)
+    for one in [*(plan(layout) for layout in LAYOUTS), *(plan(layout, 1) for layout in ON_ONE_NODE if one_node)]:
+        layout = one.layout
         scenario = Scenario.of(one)
         step_s = predict(planted.apply(scenario), [one.layout])[0].step_s * math.exp(noise * random.standard_normal())
         runs.append(Observed(str(layout), scenario, one.layout, step_s))
@@ -47,12 +55,15 @@ def observed(planted: Calibration, noise: float = 0.0) -> list[Observed]:
 
 
 def test_planted_constants_are_recovered() -> None:
+    # Runs across nodes alone hang on the network and hardly tell the clock; those on one node do.
     truth = {"clock.ampere": 0.79, "link.scaleout_efficiency": 0.3}
-    found = learn(observed(Calibration(constants=truth), noise=0.01))
+    found = learn(observed(Calibration(constants=truth), noise=0.01, one_node=True))
     for item in found.learned:
         if item.parameter.name in truth:
-            off = math.log(item.value / truth[item.parameter.name])
+            planted = truth[item.parameter.name]
+            off = math.log(item.value / planted)
             assert abs(off) < 2.5 * item.spread
+            assert abs(off) < 0.33 * abs(math.log(planted / item.parameter.before))
     assert {"clock.ampere", "link.scaleout_efficiency"} <= {item.parameter.name for item in found.learned}
     assert found.helps
     assert found.held_out is not None

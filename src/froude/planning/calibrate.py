@@ -37,6 +37,8 @@ SMALL = 0.02
 """A step by less, in prior standard deviations, ends the fit."""
 LEAST_EFFECT = 1e-3
 """A constant that moves no run by more per standard deviation is left alone."""
+NOISE_ROUNDS = 5
+"""Fits, each with the scatter that the one before has left."""
 MOST_RUNS = 40
 
 
@@ -267,16 +269,14 @@ class _Fit:
         """The most plausible point, the steps and their slopes there, and the scatter that remains."""
         point, here = np.zeros(len(self.parameters)), before
         slopes = self.slopes(point, here)
-        spread = noise(own_machine=any(run.scenario.own_machine for run in self.runs))
-        # What the constants cannot explain is scatter, or a few runs would pull them too far. Where runs scatter more
-        # than is usual: once more with that.
-        for _ in range(2):
+        own_machine = any(run.scenario.own_machine for run in self.runs)
+        spread = noise(own_machine=own_machine)
+        # What the constants cannot explain is scatter, or a few runs would pull them too far.
+        for _ in range(NOISE_ROUNDS):
             point, here, slopes = self._descend(point, here, slopes, spread)
-            free = max(1, len(self.runs) - len(self.parameters))
-            scatter = float(np.sqrt(((here - self.measured) ** 2).sum() / free))
-            if scatter <= spread:
+            spread, last = noise(here - self.measured, own_machine=own_machine), spread
+            if abs(spread - last) < SMALL * last:
                 break
-            spread = scatter
         return point, here, slopes, spread
 
     def _descend(self, point: Floats, here: Floats, slopes: Floats, noise: float) -> tuple[Floats, Floats, Floats]:
@@ -335,6 +335,16 @@ def _table() -> dict[str, Any]:
     return tomllib.loads(resources.files(__package__).joinpath("calibration.toml").read_text("utf-8"))
 
 
-def noise(*, own_machine: bool) -> float:
-    """Standard deviation of the logarithm of a step that these constants cannot explain."""
-    return float(_table()["noise"]["profile" if own_machine else "cluster"]["value"])
+def noise(residuals: Floats | None = None, *, own_machine: bool) -> float:
+    """Standard deviation of the logarithm of a step that these constants cannot explain.
+
+    Args:
+        residuals: of runs after a fit. Usual scatter counts as much as `weight` runs beside them: the mean of a scaled
+            inverse chi-squared (Gelman et al., "Bayesian Data Analysis", section 2.6).
+        own_machine: a computer measured with `froude measure device`.
+    """
+    usual = float(_table()["noise"]["profile" if own_machine else "cluster"]["value"])
+    if residuals is None:
+        return usual
+    weight = float(_table()["noise"]["weight"]["value"])
+    return math.sqrt((weight * usual**2 + float((residuals**2).sum())) / (weight + len(residuals)))

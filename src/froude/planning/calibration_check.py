@@ -16,7 +16,7 @@ import numpy as np
 from froude.core.arrays import Floats
 from froude.core.errors import FroudeError, InvalidValueError
 from froude.core.measurements import Unusable, read_rows
-from froude.planning.calibrate import PROBE, free_parameters, noise
+from froude.planning.calibrate import NOISE_ROUNDS, PROBE, free_parameters, noise
 from froude.timing.constants import default_constants
 from froude.training.many import Steps
 from froude.training.runs import COLUMNS, Run, run_of
@@ -153,9 +153,12 @@ def _check_source(source: str, kind: str, rows: Sequence[tuple[Run, float]], run
 
 def _learned(slopes: Floats, gap: Floats) -> Floats:
     """Most plausible displacements, in prior standard deviations, given what a few runs took more than predicted."""
-    variance = noise(own_machine=False) ** 2
-    information = np.eye(slopes.shape[1]) + slopes.T @ slopes / variance
-    return np.asarray(np.linalg.solve(information, slopes.T @ gap / variance), dtype=float)
+    spread = noise(own_machine=False)
+    for _ in range(NOISE_ROUNDS):
+        information = spread**2 * np.eye(slopes.shape[1]) + slopes.T @ slopes
+        found = np.asarray(np.linalg.solve(information, slopes.T @ gap), dtype=float)
+        spread = noise(slopes @ found - gap, own_machine=False)
+    return found
 
 
 def _median_error(log_ratio: Floats) -> float:

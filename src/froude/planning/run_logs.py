@@ -57,6 +57,9 @@ def read_runs(
     """
     found: list[Observed] = []
     skipped: list[Skipped] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FroudeError(f"{path}: no such file or directory")
     alone = [Path(p) for p in paths if not Path(p).is_dir() and Path(p).suffix.lower() != ".csv"]
     if alone and len(plans) not in (1, len(alone)):
         raise FroudeError(
@@ -65,8 +68,6 @@ def read_runs(
         )
     of_log = dict(zip(alone, plans if len(plans) == len(alone) else [*plans] * len(alone), strict=True))
     for path in map(Path, paths):
-        if not path.exists():
-            raise FroudeError(f"{path}: no such file or directory")
         if path.is_dir():
             _directory(path, found, skipped)
         elif path.suffix.lower() == ".csv":

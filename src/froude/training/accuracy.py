@@ -58,6 +58,7 @@ def _half_width(deviations: Iterable[float]) -> float:
     return math.exp(NORMAL_80 * math.sqrt(sum(value**2 for value in deviations))) - 1.0
 
 
-def memory_spread() -> float:
+def memory_spread(scenario: Scenario) -> float:
     """Half-width of the 80% interval of peak memory (a factor above one)."""
-    return memory_constants().interval
+    constants = memory_constants()
+    return constants.interval_experts if scenario.architecture.experts else constants.interval

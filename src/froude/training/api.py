@@ -50,7 +50,7 @@ class PlannedLayout:
             "step_s": step_estimate(self.scenario, p),
             "tokens_per_s_per_gpu": Estimate.relative(p.tokens_per_s_per_device, spread, source),
             "mfu": Estimate.relative(p.mfu, spread, source),
-            "peak_memory_bytes": _memory_interval(p.peak_bytes),
+            "peak_memory_bytes": _memory_interval(self.scenario, p.peak_bytes),
             "p_fit": p.p_fit,
             "bubble_fraction": p.bubble_fraction,
             "days": total.days if total else None,
@@ -185,7 +185,7 @@ class SimulatedStep:
             "step_s": step_estimate(self.scenario, self.prediction),
             "played_step_s": self.played_step_s,
             "mfu": Estimate.relative(self.prediction.mfu, *step_spread(self.scenario)),
-            "peak_memory_bytes": _memory_interval(self.prediction.peak_bytes),
+            "peak_memory_bytes": _memory_interval(self.scenario, self.prediction.peak_bytes),
             "p_fit": self.prediction.p_fit,
             "tasks": len(self.prediction.program.tasks),
             "waterfall_s": self.waterfall.seconds,
@@ -244,8 +244,8 @@ def _sized(text: str, count: int) -> str:
     return f"{text.rpartition(':')[0]}:{count}"
 
 
-def _memory_interval(value: float) -> dict[str, float]:
-    return Estimate.relative(value, memory_spread()).json()
+def _memory_interval(scenario: Scenario, value: float) -> dict[str, float]:
+    return Estimate.relative(value, memory_spread(scenario)).json()
 
 
 def _assumptions(scenario: Scenario) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class MemoryConstants:
     allocator_overhead: float
     spread: float
     interval: float
+    interval_experts: float
 
 
 @lru_cache(maxsize=1)

@@ -83,7 +83,7 @@ def check_memory(path: str | os.PathLike[str]) -> Check:
             skipped.append(Skipped(str(cells["id"]), str(reason)))
             continue
         measured = float(cells["mem_value"]) * _unit(str(cells["mem_kind"]))
-        spread = memory_spread()
+        spread = memory_spread(run.scenario)
         scored.append(Scored(run.id, run.source, predicted, measured, run.assumed, run.kind, spread))
     return Check(len(rows), tuple(scored), tuple(skipped))
 

@@ -32,7 +32,11 @@ class Interleaved1F1B(Schedule):
         return None
 
     def order(self, stages: int, micro_batches: int, chunks: int) -> list[list[Pass]]:
-        """Stage ``s`` warms up for ``2 (stages - s - 1) + (chunks - 1) stages`` forward passes, then alternates."""
+        """Stage ``s`` warms up for ``2 (stages - s - 1) + (chunks - 1) stages`` forward passes, then alternates.
+
+        Megatron-LM of 2021 ran all forward passes first where micro-batches equal stages. The bubble is the same, exposed
+        sends differ by about 1% of a step, and every activation is held at once; Megatron-Core has no such case.
+        """
         total = micro_batches * chunks
         forward = [Pass("forward", *_turn(k, stages, chunks)) for k in range(total)]
         backward = []

@@ -34,8 +34,8 @@ class Interleaved1F1B(Schedule):
     def order(self, stages: int, micro_batches: int, chunks: int) -> list[list[Pass]]:
         """Stage ``s`` warms up for ``2 (stages - s - 1) + (chunks - 1) stages`` forward passes, then alternates.
 
-        Megatron-LM of 2021 ran all forward passes first where micro-batches equal stages. The bubble is the same, exposed
-        sends differ by about 1% of a step, and every activation is held at once; Megatron-Core has no such case.
+        Megatron-LM of 2021 ran all forward passes first where micro-batches equal stages. The bubble is the same,
+        exposed sends differ by some 1% of a step, and all activations are held at once; Megatron-Core does not.
         """
         total = micro_batches * chunks
         forward = [Pass("forward", *_turn(k, stages, chunks)) for k in range(total)]

@@ -74,7 +74,7 @@ def test_a_row_becomes_a_run() -> None:
         ({"notes": "agg; upstream flag wip=True"}, "work in progress"),
         ({"tp": "P4/D8"}, "disaggregated"),
         ({"pp": "2"}, "pipeline"),
-        ({"metric": "e2e_ms"}, "not compared"),
+        ({"metric": "goodput"}, "not compared"),
         ({"source": "somewhere"}, "not known"),
         ({"weight_dtype": "fp5"}, "fp5"),
         ({"concurrency_or_rate": "a trace"}, "load"),

@@ -22,6 +22,7 @@ from froude.serving.engine_spec import find_engine
 from froude.serving.kv_cache import size_pool
 from froude.serving.metrics import parse_slo, summary
 from froude.timing.constants import default_constants
+from froude.timing.decoding import DecodeKernel
 from froude.timing.roofline import Roofline
 from froude.workloads.readers import load_trace
 
@@ -50,13 +51,13 @@ def test_an_iteration_costs_what_its_operators_cost():
         for op in ragged_layer_operators(arch, tokens=n, pairs=keys, context=keys)
         if not op.name.endswith("residual")
     ]
-    constants, slower = default_constants(), 0.83 / 0.8  # decode attention reaches less than streaming
+    constants = default_constants()
+    kernel = DecodeKernel(cluster.device, constants)
     whole = cost.sequence(operators).seconds
     for op in layer:
         seconds = float(cost.operator(op).seconds)
         if isinstance(op, Attention):
-            gap = constants["kernel.gap_s"]
-            seconds = (seconds - gap) * slower + constants["decode.attention_start_s.hopper"]
+            seconds = kernel.start_s + float(kernel.seconds(op, n))
         elif isinstance(op, Matmul):
             seconds += constants["decode.product_start_s.other"]
         whole += arch.layers * seconds
@@ -64,14 +65,17 @@ def test_an_iteration_costs_what_its_operators_cost():
     time = build_deployment("llama-3.1-8b", "h100-sxm:1").time
     first, slope, _ = time.segment(n, keys, ())
     assert first / 1e12 == pytest.approx(float(whole), rel=0.01)
-    attention = [op for op in layer if isinstance(op, Attention)]
-    longer = [
-        op
-        for op in ragged_layer_operators(arch, tokens=n, pairs=2 * keys, context=2 * keys)
-        if isinstance(op, Attention)
-    ]
-    per_key = arch.layers * float(cost.sequence(longer).seconds - cost.sequence(attention).seconds) / keys
-    assert slope / 1e12 == pytest.approx(n * per_key * slower, rel=0.02)
+    read = 8 * 2 * 128 * 2 / (0.85 * cluster.device.memory_bandwidth)  # keys and values of eight heads, in 16 bits
+    assert slope / 1e12 == pytest.approx(n * arch.layers * read, rel=1e-5)
+
+
+def test_layers_with_a_short_window_read_no_more_than_that():
+    """Half of gpt-oss's layers see 128 keys: a key more is read by the others only; a sequence costs its windows."""
+    arch = resolve("gpt-oss-120b")
+    time = build_deployment("gpt-oss-120b", "h100-sxm:1", precision="mxfp4").time
+    slope = time.segment(32, 32 * 2000, ())[1]
+    per_key = 8 * 2 * 64 * 2 / (0.85 * 3.35e12)
+    assert slope / 1e12 == pytest.approx(32 * arch.layers / 2 * per_key, rel=0.01)
 
 
 def test_a_prompt_costs_more_after_a_prefix_and_is_convex_in_length():

@@ -7,7 +7,7 @@ from collections import Counter
 from froude.reports.tables import console, percent, print_table
 from froude.serving.scores import Score, ServeCheck
 
-_NAMES = {"ttft_ms": "first token", "tpot_ms": "per token", "output_tokens_per_s": "throughput"}
+_NAMES = {"ttft_ms": "first token", "tpot_ms": "per token", "e2e_ms": "end to end", "output_tokens_per_s": "throughput"}
 
 
 def show_serve_check(check: ServeCheck) -> None:

@@ -1,4 +1,4 @@
-"""Predictions against measured serving runs: time to first token, time per output token, output throughput.
+"""Predictions against measured serving runs: time to first token, time per output token, end to end, output throughput.
 
 Rows of one run share a simulation. A closed loop runs a few requests per client, enough for it to settle; settings
 that a row leaves blank come from ``source_defaults.toml``.
@@ -34,6 +34,7 @@ COLUMNS = (
 METRICS = {
     "ttft_ms": "ttft_ms",
     "tpot_ms": "tpot_ms",
+    "e2e_ms": "e2e_ms",
     "output_tokens_per_s": "output_tokens_per_s",
     "tokens_per_s_per_gpu": "output_tokens_per_s",
 }
@@ -114,6 +115,7 @@ class Predicted:
 
     ttft_ms: float
     tpot_ms: float
+    e2e_ms: float
     output_tokens_per_s: float
 
 
@@ -226,6 +228,7 @@ def predict(run: Run) -> Predicted:
     return Predicted(
         1e3 * float(np.mean(latencies.ttft_s)),
         1e3 * float(np.nanmean(latencies.tpot_s)) if run.output_tokens > 1 else 0.0,
+        1e3 * float(np.mean(latencies.e2e_s)),
         outputs / found.duration_s,
     )
 

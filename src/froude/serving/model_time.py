@@ -32,12 +32,14 @@ from froude.serving.iteration import Prompts, ReplicaTime
 from froude.serving.precision import find_precision
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, Cost, CostModel
+from froude.timing.decoding import DecodeKernel
 from froude.timing.roofline import Roofline
 from froude.timing.tables import decode_line
 
 PS = 1e12
 _PAGE = 2048  # token counts priced at a time
 _LONG = 8192  # context at which the line of attention's price is drawn
+_SHORT_WINDOW = 1024  # windows up to here are taken to be full: decoding sequences are longer
 
 
 class ModelIterationTime(ReplicaTime):
@@ -181,12 +183,28 @@ class ModelIterationTime(ReplicaTime):
         return self._chunks[tokens]
 
     def _decode_line(self) -> tuple[int, int]:
-        """Attention of decoding: per key read, and per sequence."""
+        """Attention of decoding, all layers: per key of the sequences' contexts, and per sequence."""
         rows, keys = np.array([0.0, 1.0, 1.0]) * 64.0 + 1e-9, np.array([1.0, 1.0, 2.0]) * 64.0 * _LONG
-        seconds = np.asarray(self._attention(rows, keys, keys))
-        per_key = (seconds[2] - seconds[1]) / (64.0 * _LONG)
-        slower = self._starts.attention_slowdown / self.data_parallel  # each group reads its part of the keys
-        return round(float(per_key) * slower * PS), max(0, round(float(seconds[1] - seconds[0]) / 64.0 * PS))
+        short = (self.arch.sliding_window or _LONG) <= _SHORT_WINDOW
+        windowed = self.arch.windowed_share if short else 0.0
+        read = (1.0 - windowed) * keys + windowed * (self.arch.sliding_window or 0) * rows
+        seconds = self._decode_attention(rows, read)
+        per_key = float(seconds[2] - seconds[1]) / (64.0 * _LONG) / self.data_parallel  # each group reads its part
+        return round(per_key * PS), max(0, round(float(seconds[1] - seconds[0]) / 64.0 * PS))
+
+    def _decode_attention(self, sequences: Floats, keys: Floats) -> Floats:
+        """Seconds of one query each over ``keys`` in all layers, without starting it."""
+        device = self.cluster.device
+        if device.measured:
+            return self._attention(sequences, keys, keys)
+        line = decode_line(device.tables)
+        if line is not None:  # measured kernels say at which rate keys are read
+            streamed = device.memory_bandwidth * default_constants()["memory.efficiency"]
+            return self._attention(sequences, keys, keys) * (streamed / line[1])
+        kernel = DecodeKernel(device, default_constants(), self.engine.stack.name)
+        operators = [op.shard(self.ways) for op in self._operators_attention(sequences, keys, keys)]
+        layer = sum(np.asarray(kernel.seconds(op, sequences)) for op in operators if isinstance(op, Attention))
+        return np.asarray(layer * self.arch.layers, dtype=float)
 
     def _attention_gap_s(self) -> float:
         """What attention takes before it computes anything, all layers; not below the gap between two kernels."""
@@ -263,14 +281,12 @@ class Starts:
     Attributes:
         attention_s, product_s, experts_s: of one kernel of each kind.
         block_s: of a product with block-scaled weights, besides.
-        attention_slowdown: traffic of decode attention, relative to streaming.
     """
 
     attention_s: float = 0.0
     product_s: float = 0.0
     experts_s: float = 0.0
     block_s: float = 0.0
-    attention_slowdown: float = 1.0
 
     @classmethod
     def of(cls, cluster: Cluster, engine: EngineSpec, *, blocks: bool) -> Starts:
@@ -280,16 +296,11 @@ class Starts:
             return cls()
         scaled = engine.block_product_s.get(constants.generation(device.name)) if blocks else None
         line = decode_line(device.tables)
-        start_s, reached = line or (
-            constants.of_generation("decode.attention_start_s", device.name),
-            device.memory_bandwidth * constants.of_generation("decode.attention_efficiency", device.name),
-        )
         return cls(
-            start_s,
+            line[0] if line else constants.of_generation("decode.attention_start_s", device.name),
             product_start_s(device),
             constants["decode.experts_start_s"],
             0.0 if scaled is None else scaled.value,
-            device.memory_bandwidth * constants["memory.efficiency"] / reached,
         )
 
     def of_layer(self, operators: Sequence[Operator]) -> float:

@@ -21,6 +21,7 @@ from froude.core.errors import FroudeError
 from froude.machines.cluster import Cluster, Group
 from froude.models.operator import Attention, Elementwise, GroupedMatmul, LatentAttention, Matmul, Operator
 from froude.timing.cost import Collective
+from froude.timing.decoding import DecodeKernel
 from froude.timing.roofline import Roofline
 
 DEVICES = {
@@ -134,14 +135,12 @@ def _decode(columns: Columns, model: Roofline) -> Floats:
         columns, ("batch_size", "step", "num_heads", "kv_heads", "head_dim")
     )
     op = Attention.causal(batch=batch, queries=1.0, prefix=step, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
-    return _one_query(op, model)
+    return _one_query(op, model, batch)
 
 
-def _one_query(op: Attention, model: Roofline) -> Floats:
-    device, constants = model.cluster.device, model.constants
-    reached = device.memory_bandwidth * constants.of_generation("decode.attention_efficiency", device.name)
-    start_s = constants.of_generation("decode.attention_start_s", device.name)
-    return np.asarray(start_s + (op.bytes_read + op.bytes_written) / reached, dtype=float)
+def _one_query(op: Attention, model: Roofline, sequences: Floats) -> Floats:
+    kernel = DecodeKernel(model.cluster.device, model.constants)
+    return np.asarray(kernel.start_s + kernel.seconds(op, sequences), dtype=float)
 
 
 MLA = {"own": 192.0, "value": 128.0, "cached": 576.0, "rank": 512.0}
@@ -165,10 +164,7 @@ def _latent_prefill(columns: Columns, model: Roofline) -> Floats:
 
 
 def _latent_decode(columns: Columns, model: Roofline) -> Floats:
-    """Many heads share the latents, so that products count beside traffic."""
-    op = _latent(columns, absorbed=True)
-    products = op.flops / (model.rates.flops("bf16") * model.constants["gemm.sustained_of_peak"])
-    return np.asarray(np.maximum(_one_query(op, model), products), dtype=float)
+    return _one_query(_latent(columns, absorbed=True), model, np.asarray(columns["batch_size"], dtype=float))
 
 
 def _experts(columns: Columns, model: Roofline) -> Floats:

@@ -123,7 +123,7 @@ def test_bowl_finds_a_known_optimum() -> None:
     from froude.laws.fitting import fit
     from froude.laws.library.loss_bowl import LossBowl
 
-    truth = {"f": 0.0, "lr_0": 2e-3, "lr_N": -0.7, "lr_D": 0.3, "B_0": 5e5, "B_D": 0.55}
+    truth = {"f": 0.0, "lr_0": 2e-3, "lr_N": -0.7, "lr_D": 0.3, "B_0": 5e5, "B_N": 0.1, "B_D": 0.55}
     truth |= {"u": 0.08, "s": 0.5, "v": 0.07, "r": -0.4}
     cells = [(n, d) for n in (2e8, 4e8) for d in (5e9, 2e10, 8e10)]
     grid = [(n, d, lr, b) for n, d in cells for lr in np.geomspace(3e-4, 2e-2, 9) for b in np.geomspace(6e4, 4e6, 9)]

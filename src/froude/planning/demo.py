@@ -174,7 +174,8 @@ def _train(folder: Path, box: Path, say: Progress) -> tuple[TrainPlans, RunCheck
         for _ in range(ATTEMPTS):  # a run that other programs disturbed says nothing of the plan
             if run_train(plan, steps=STEPS, out=folder / "runs" / name, on_step=on_step).others_share < DISTURBED:
                 break
-    return found, check_run(folder / "runs")
+    # The folder may hold runs of an earlier demo, of other layouts.
+    return found, check_run(folder / "runs", [layout_name(plan.layout) for plan in chosen])
 
 
 def layout_name(layout: Layout) -> str:

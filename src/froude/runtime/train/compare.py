@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ class RunCheck:
         return vars(self)
 
 
-def check_run(directory: str | Path) -> RunCheck:
-    """Compare prediction and measurement of one run, or of every run in a directory of runs.
+def check_run(directory: str | Path, names: Collection[str] | None = None) -> RunCheck:
+    """Compare prediction and measurement of one run, or of every run (or those of some names) in a directory of runs.
 
     Raises:
         FroudeError: when there is no run to compare.
@@ -57,6 +58,8 @@ def check_run(directory: str | Path) -> RunCheck:
     if not root.is_dir():
         raise FroudeError(f"run directory: no such directory: {root}")
     files = [root / "meta.json"] if (root / "meta.json").is_file() else sorted(root.glob("*/meta.json"))
+    if names is not None:
+        files = [file for file in files if file.parent.name in names]
     if not files:
         raise FroudeError(f"run directory: {root} holds no meta.json and neither does any directory in it")
     runs: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Items
 from heapq import heappop, heappush
 from typing import Protocol
 
+from froude.serving.autoscaling import ScalingRouter
 from froude.serving.outcome import NO_TIME
 from froude.serving.policy import Sequence, View
 from froude.serving.router import Replica, Router
@@ -93,3 +94,14 @@ class Conductor(ABC):
     def going_on(self, fleet: Items[Engine]) -> bool:
         """Whether anyone still works on a request."""
         return self.carried > 0 or any(engine.outstanding for engine in fleet)
+
+
+def replica_for(
+    sequence: Sequence, fleet: Items[Engine], router: Router | ScalingRouter | None, conductor: Conductor | None
+) -> int | None:
+    """Which replica takes a new request: as the conductor says, else the router; None where it is held back."""
+    if router is None:
+        return 0
+    if conductor is None or isinstance(router, ScalingRouter):
+        return router.route(sequence, fleet)
+    return conductor.route(sequence, fleet, router)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from heapq import heappop, heappush
 
 from froude.serving.autoscaling import ScalingRouter
-from froude.serving.conductor import Conductor
+from froude.serving.conductor import Conductor, replica_for
 from froude.serving.iteration import IterationTime, PaceController
 from froude.serving.jumper import Jumper
 from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
@@ -210,7 +210,7 @@ def release_all(
         deciding = set()
         while ends and ends[0][0] <= now:
             end, index = heappop(ends)
-            if end == current[index] and index not in deciding:
+            if end == current[index]:
                 deciding.add(index)
         for index in sorted(deciding):
             resume(index, now)
@@ -225,7 +225,7 @@ def release_all(
                         deciding.add(index)
         while arrivals.next_ps <= now:
             sequence = arrivals.pop()
-            chosen = _chosen(sequence, engines, router, conductor)
+            chosen = replica_for(sequence, engines, router, conductor)
             if chosen is None:
                 continue
             engines[chosen].submit(sequence)
@@ -238,13 +238,3 @@ def release_all(
         engines[index].horizon = NO_TIME
         for _ in playing[index]:
             pass
-
-
-def _chosen(
-    sequence: Sequence, engines: list[Jumper], router: Router | ScalingRouter | None, conductor: Conductor | None
-) -> int | None:
-    if router is None:
-        return 0
-    if conductor is None or isinstance(router, ScalingRouter):
-        return router.route(sequence, engines)
-    return conductor.route(sequence, engines, router)

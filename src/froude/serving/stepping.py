@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from froude.core.errors import FroudeError
 from froude.serving.autoscaling import ScalingRouter
 from froude.serving.client_lines import ClientLines
-from froude.serving.conductor import Conductor, Order
+from froude.serving.conductor import Conductor, Order, replica_for
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
@@ -335,11 +335,7 @@ def step_fleet(
             conductor.act(now, engines)
         while arrivals.next_ps <= now:
             sequence = arrivals.pop()
-            index: int | None = 0
-            if conductor is not None and isinstance(router, Router):
-                index = conductor.route(sequence, engines, router)
-            elif router is not None:
-                index = router.route(sequence, engines)
+            index = replica_for(sequence, engines, router, conductor)
             if index is None:
                 continue
             chosen = engines[index]

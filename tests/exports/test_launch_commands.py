@@ -11,7 +11,7 @@ import yaml
 
 from froude.core.errors import FroudeError
 from froude.exports.launch import kubernetes, launch_command, launch_script, read_launch
-from froude.serving.api import build_deployment
+from froude.serving.deployment import build_deployment
 
 FROUDE = Path(sys.executable).with_name("froude")
 ENGINES = ("vllm", "sglang", "tensorrt-llm")

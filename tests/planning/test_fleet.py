@@ -10,7 +10,7 @@ import pytest
 from froude.cli import main
 from froude.core.errors import FroudeError
 from froude.planning.fleet import Candidate, _Search, most_capable, plan_serve
-from froude.serving.api import build_deployment
+from froude.serving.deployment import build_deployment
 
 LOAD = "lognormal:in=600,out=100,cv=1"
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from froude.core.errors import FroudeError
-from froude.serving.api import build_deployment, kv_transfer, simulate_serve
+from froude.serving.api import simulate_serve
+from froude.serving.deployment import build_deployment, kv_transfer
 from froude.serving.disaggregation import Transfer, parse_disaggregation, serve_disaggregated
 from froude.serving.iteration import AffineIterationTime
 from froude.serving.outcome import Worker

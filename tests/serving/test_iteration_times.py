@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from froude.core.errors import FroudeError
-from froude.serving.api import build_deployment, simulate_serve
+from froude.serving.api import simulate_serve
+from froude.serving.deployment import build_deployment
 from froude.serving.techniques.speculative import Speculative
 
 LOAD = "lognormal:in=600,out=60,cv=1"

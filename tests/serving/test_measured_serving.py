@@ -15,7 +15,7 @@ from froude.machines.cluster import parse_cluster
 from froude.models.catalogue import resolve
 from froude.models.operator import GroupedMatmul, Matmul
 from froude.models.transformer import ragged_layer_operators
-from froude.serving.api import build_deployment
+from froude.serving.deployment import build_deployment
 from froude.serving.engine_spec import find_engine
 from froude.serving.measured import COLUMNS, Unusable, check_serve, predict, run_of
 from froude.serving.model_time import ModelIterationTime

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from froude.core.errors import FroudeError
-from froude.serving.api import build_deployment, simulate_serve
+from froude.serving.api import simulate_serve
+from froude.serving.deployment import build_deployment
 
 LOAD = "lognormal:in=3000,out=80,cv=1"
 

@@ -17,7 +17,8 @@ from froude.machines.cluster import parse_cluster
 from froude.models.catalogue import resolve
 from froude.models.operator import Attention, Matmul
 from froude.models.transformer import embedding_operators, head_operators, ragged_layer_operators
-from froude.serving.api import build_deployment, configured, simulate_serve
+from froude.serving.api import simulate_serve
+from froude.serving.deployment import build_deployment, configured
 from froude.serving.engine_spec import find_engine
 from froude.serving.kv_cache import size_pool
 from froude.serving.metrics import parse_slo, summary

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from froude.core.errors import FroudeError
-from froude.serving.api import sequences_of, simulate_serve
+from froude.serving.api import simulate_serve
 from froude.serving.iteration import AffineIterationTime
+from froude.serving.load import sequences_of
 from froude.serving.outcome import Outcome, Swap
 from froude.serving.policy import SCHEDULERS, Sequence
 from froude.serving.router import ROUTERS

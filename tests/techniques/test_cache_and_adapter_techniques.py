@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from froude.core.errors import FroudeError
 from froude.models.catalogue import resolve
-from froude.serving.api import build_deployment, simulate_serve
+from froude.serving.api import simulate_serve
+from froude.serving.deployment import build_deployment
 from froude.serving.techniques.hydragen import Hydragen
 from froude.serving.techniques.kivi import Kivi
 from froude.serving.techniques.s_lora import SLora

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from froude.core.errors import FroudeError
-from froude.serving.api import sequences_of, simulate_serve
+from froude.serving.api import simulate_serve
+from froude.serving.load import sequences_of
 from froude.workloads.arrivals import arrival_times
 from froude.workloads.readers import load_trace
 

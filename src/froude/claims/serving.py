@@ -14,10 +14,13 @@ from froude.claims.parts import Described, Use, architecture, cluster
 from froude.core.arrays import Floats
 from froude.core.errors import FroudeError
 from froude.core.spec import Spec
-from froude.serving.api import Deployment, ServeResult, build_deployment, make_load, run_deployment
+from froude.serving.api import run_deployment
+from froude.serving.deployment import Deployment, build_deployment
+from froude.serving.load import make_load
 from froude.serving.metrics import parse_slo
 from froude.serving.outcome import NEVER
 from froude.serving.policy import SCHEDULERS
+from froude.serving.result import ServeResult
 from froude.serving.technique import techniques
 from froude.workloads.trace import Ints, Trace, make_trace
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from froude.core.errors import FroudeError, InvalidValueError
-from froude.serving.api import Deployment
+from froude.serving.deployment import Deployment
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from froude.exports.command import Launcher
 from froude.exports.sglang import SGLANG
 from froude.exports.tensorrt_llm import TENSORRT_LLM, options
 from froude.exports.vllm import VLLM
-from froude.serving.api import Deployment
+from froude.serving.deployment import Deployment
 
 LAUNCHERS: dict[str, Launcher] = {
     "vllm": VLLM,

@@ -10,7 +10,7 @@ from typing import Any
 
 from froude.core.errors import InvalidValueError
 from froude.exports.command import Flag, Launcher, Switch
-from froude.serving.api import Deployment
+from froude.serving.deployment import Deployment
 
 
 class _SgLang(Launcher):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from froude.exports.command import Flag, Launcher, Switch
-from froude.serving.api import Deployment
+from froude.serving.deployment import Deployment
 
 
 class _Vllm(Launcher):

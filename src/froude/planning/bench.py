@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from froude.core.errors import InvalidValueError
-from froude.serving.api import Deployment, build_deployment, make_load, run_deployment
+from froude.serving.api import run_deployment
+from froude.serving.deployment import Deployment, build_deployment
+from froude.serving.load import make_load
 from froude.training.api import plan_train, simulate_train
 from froude.workloads.trace import Trace
 

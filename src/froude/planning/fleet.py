@@ -29,8 +29,9 @@ from froude.exports.launch import launch_script
 from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
-from froude.serving.api import Deployment, build_deployment, sequences_of
+from froude.serving.deployment import Deployment, build_deployment
 from froude.serving.engine_spec import find_engine
+from froude.serving.load import sequences_of
 from froude.serving.metrics import PS, Latencies, parse_slo, summary
 from froude.serving.outcome import Worker
 from froude.serving.policy import SCHEDULERS
@@ -243,7 +244,7 @@ def plan_serve(
         requests: of the load that fleets are simulated on; by default three minutes of it.
         seed: of the arrivals.
         progress: told what is being looked at.
-        deployment: more for `froude.serving.api.build_deployment`.
+        deployment: more for `froude.serving.deployment.build_deployment`.
 
     Raises:
         FroudeError: when nothing meets the targets, or nothing does within the price; says what would.

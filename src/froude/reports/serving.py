@@ -10,7 +10,7 @@ from froude.reports.html import Report
 from froude.reports.tables import console, percent, print_table, seconds, si, usd
 
 if TYPE_CHECKING:
-    from froude.serving.api import ServeResult
+    from froude.serving.result import ServeResult
 
 _GRID = 400  # points of a picture over time
 _COLUMNS = ("", "mean", "p50", "p90", "p99")

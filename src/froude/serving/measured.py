@@ -23,7 +23,8 @@ from froude.machines.cluster import Cluster
 from froude.machines.device import find_device
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
-from froude.serving.api import Deployment, build_deployment, run_deployment
+from froude.serving.api import run_deployment
+from froude.serving.deployment import Deployment, build_deployment
 from froude.serving.scores import Scored, ServeCheck
 from froude.workloads.trace import Trace, make_trace
 

@@ -1,0 +1,211 @@
+"""What a simulated run of a deployment says: latencies, money, energy, what it rests on, what to beware of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from froude.serving.deployment import Deployment
+from froude.serving.metrics import PS, Latencies, summary
+from froude.serving.outcome import Outcome
+from froude.serving.power_cap import CappedTime
+from froude.timing.extra import said_of
+from froude.workloads.trace import Trace
+
+MEASURED_TOKENS = 32_768  # longest input and output among the measured runs of docs/accuracy.md
+
+
+@dataclass(frozen=True)
+class ServeResult:
+    """What `simulate_serve` found."""
+
+    deployment: Deployment
+    trace: Trace
+    outcome: Outcome
+    slo: dict[str, float]
+    arrival_ps: list[int] = field(repr=False)
+    sim_wall_s: float
+    stepped: bool
+    moved: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def latencies(self) -> Latencies:
+        """Request by request, as its client sees it."""
+        inside = Latencies.of(self.outcome, self.arrival_ps, self.trace)
+        engine = self.deployment.engine
+        iteration_s = np.nan_to_num(inside.tpot_s)
+        late_s = engine.request_s.value + iteration_s * (engine.wait_iterations + engine.overlap)
+        later = self.trace.output_tokens[inside.request] - 1
+        held_s = iteration_s * np.minimum(engine.stream_tokens - 1, later)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tpot_s = np.where(later > 0, inside.tpot_s - held_s / later, np.nan)
+        return replace(inside, ttft_s=inside.ttft_s + late_s + held_s, tpot_s=tpot_s, e2e_s=inside.e2e_s + late_s)
+
+    @property
+    def duration_s(self) -> float:
+        """From the start of the trace to the last token."""
+        return max(self.outcome.finish_ps) / PS
+
+    @property
+    def peak_kv_utilisation(self) -> float:
+        """Most of the cache of a replica in use at once."""
+        return self.outcome.peak_blocks / self.deployment.pool.blocks
+
+    @property
+    def paid_s(self) -> float:
+        """Time that replicas are paid for, all together."""
+        return self.outcome.replica_ps / PS or self.deployment.replicas * self.duration_s
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Price of the devices in use, on average."""
+        price = self.deployment.cluster.usd_per_device_hour
+        each = self.deployment.devices / self.deployment.replicas
+        return None if price is None else price * each * self.paid_s / self.duration_s
+
+    @property
+    def joules(self) -> float | None:
+        """Energy of the devices in use."""
+        busy_s = self.outcome.busy_ps / PS
+        return self.deployment.time.joules(busy_s, self.paid_s - busy_s)
+
+    def json(self) -> dict[str, Any]:
+        """The command's contract."""
+        found, duration_s = self.latencies, self.duration_s
+        done = found.request
+        outputs = int(self.trace.output_tokens[done].sum())
+        inputs = int(self.trace.input_tokens[done].sum())
+        usd, joules = self.usd_per_hour, self.joules
+        return {
+            "requests": len(self.trace),
+            "completed": len(done),
+            "rejected": self.outcome.rejected,
+            "duration_s": duration_s,
+            "sim_wall_s": self.sim_wall_s,
+            "ttft_s": summary(found.ttft_s),
+            "tpot_s": summary(found.tpot_s),
+            "e2e_s": summary(found.e2e_s),
+            "output_tokens_per_s": outputs / duration_s,
+            "total_tokens_per_s": (inputs + outputs) / duration_s,
+            "requests_per_s": len(done) / duration_s,
+            "goodput_rps": float(found.meeting(self.slo).sum()) / duration_s,
+            "slo": self.slo,
+            "preemptions": sum(self.outcome.preemptions),
+            "prefix_hit_rate": self.outcome.hit_tokens / max(1, self.outcome.asked_tokens),
+            "peak_kv_utilisation": self.peak_kv_utilisation,
+            "kv_cache_tokens": self.deployment.pool.tokens,
+            "busy_fraction": self.outcome.busy_ps / PS / self.paid_s,
+            "mean_replicas": self.paid_s / duration_s,
+            "iterations": self.outcome.iterations,
+            **self.moved,
+            "usd_per_million_output_tokens": None if usd is None else usd * duration_s / 3600.0 / outputs * 1e6,
+            "joules_per_output_token": None if joules is None else joules / outputs,
+        }
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What the figures rest on."""
+        d = self.deployment
+        pool = d.pool
+        return [
+            f"{d.replicas} replica(s) of {d.arch.name} on {d.devices // d.replicas} x {d.cluster.device.name} each, "
+            f"weights in {d.engine.precision}, "
+            f"scheduler {d.scheduler.name}, at most {d.scheduler.max_seqs} sequences and "
+            f"{d.scheduler.max_batched_tokens} tokens in an iteration",
+            f"cache of {pool.blocks} blocks of {pool.block_tokens} tokens: {pool.memory_fraction:.0%} of "
+            f"memory less {pool.weights_bytes / 1e9:.1f} GB of weights, {pool.activation_bytes / 1e9:.1f} GB of "
+            f"activations and {pool.reserve_bytes / 1e9:.1f} GB in reserve (estimated)",
+            f"host work per iteration {d.engine.step_s.value * 1e3:g} ms and {d.engine.sequence_s.value * 1e6:g} us "
+            f"per sequence ({d.engine.step_s.source}; estimated)",
+            *(
+                [
+                    f"replicas from {d.autoscale.least} to {d.autoscale.most} as {d.autoscale.scaler} says, "
+                    f"ready {d.autoscale.start_s:g} s after they are asked for, and paid for from then"
+                ]
+                if d.autoscale
+                else []
+            ),
+            *(
+                [
+                    f"{d.disaggregate[0]} replicas compute prompts, {d.disaggregate[1]} generate; prefill never waits "
+                    "for decode, links run at their catalogue bandwidth"
+                ]
+                if d.disaggregate
+                else []
+            ),
+            *(
+                [
+                    f"preempted requests leave up to {d.swap.host_blocks} blocks of cache in host memory; "
+                    f"the engine waits {d.swap.block_ps / 1e6:.3g} us for each, either way"
+                ]
+                if d.swap
+                else []
+            ),
+            *self._power(),
+            *said_of(d.cluster),
+            "every request generates exactly the tokens of the trace",
+        ]
+
+    def _power(self) -> list[str]:
+        cap_w, time = self.deployment.power_cap_w, self.deployment.time
+        energy = "energy is the accelerators' alone: the power limit while busy, idle power otherwise"
+        if not isinstance(time, CappedTime):
+            return [energy if cap_w is None else f"{energy}; the limit is {cap_w:g} W a device"]
+        most = self.deployment.scheduler.max_batched_tokens
+        clocks = f"{time.clock(1):.0%} of the sustained one for one token, {time.clock(most):.0%} for {most}"
+        return [energy, f"devices may draw {cap_w:g} W each: their clock in an iteration is {clocks} (estimated)"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader should know before trusting the figures."""
+        said = []
+        if self.outcome.rejected:
+            said.append(f"{self.outcome.rejected} request(s) can never fit the cache and were rejected")
+        if self.deployment.prefix_cache and self.trace.prefix_ids is None:
+            said.append("prefix cache: the trace has no prefix hashes, so nothing can be found again")
+        if self.deployment.scheduler.clairvoyant:
+            said.append(
+                f"scheduler {self.deployment.scheduler.name} knows output lengths beforehand, as no engine does"
+            )
+        return [*said, *self._lengths(), *self._saturation()]
+
+    def _lengths(self) -> list[str]:
+        """Lengths that the model, or the comparison with measurements, does not reach."""
+        said, arch = [], self.deployment.arch
+        inputs, outputs = self.trace.input_tokens, self.trace.output_tokens
+        beyond = int((inputs + outputs > arch.max_positions).sum())
+        if beyond:
+            said.append(
+                f"lengths: {beyond} request(s) are longer than the {arch.max_positions} positions of {arch.name}; "
+                "an engine refuses them"
+            )
+        far = float((np.maximum(inputs, outputs) > MEASURED_TOKENS).mean())
+        if far:
+            said.append(
+                f"lengths: {far:.1%} of the requests have more than {MEASURED_TOKENS} tokens in or out, more than any "
+                "measured run that iteration times were compared with"
+            )
+        return said
+
+    def _saturation(self) -> list[str]:
+        """Signs that the load is more than, or nearly all, that the deployment can take."""
+        found = self.latencies
+        if not self.trace.duration_s > 0 or len(found.request) < 2:
+            return []
+        late = float(np.mean((found.arrival_s + found.ttft_s)[:-1] > found.arrival_s[-1]))
+        if late > 0.1:
+            return [f"overload: {late:.0%} of the requests still waited when the last one arrived"]
+        part = len(found.request) // 3
+        if part < 30:
+            return []
+        # Not the first third, which finds an empty engine. A queue that grows steadily makes it 5/3.
+        before, end = (float(np.median(found.ttft_s[some])) for some in (slice(part, -part), slice(-part, None)))
+        if end > 1.4 * before:
+            return [
+                f"near saturation: the last third of the requests waited {end / before:.1f} times as long for a first "
+                "token as those in the middle; on a longer trace they may wait longer still"
+            ]
+        return []

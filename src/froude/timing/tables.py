@@ -16,15 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import nnls
-from scipy.spatial import cKDTree
 
 from froude.core.arrays import Array, Floats
 from froude.machines.cluster import Group
 from froude.models.operator import Attention, Elementwise, GroupedMatmul, LatentAttention, Matmul, Operator
 from froude.timing.cost import Collective, CostModel
+
+if TYPE_CHECKING:  # imported where a table is read: it takes longer than most commands
+    from scipy.spatial import cKDTree
 
 NEIGHBOURS = 8
 REACH = 1.0
@@ -46,6 +48,8 @@ class Ratios:
     @classmethod
     def of(cls, points: Floats, priced_s: Floats, measured_s: Floats) -> Ratios:
         """From points (a row each), what the form says of them and what was measured."""
+        from scipy.spatial import cKDTree
+
         sound = (priced_s > 0) & (measured_s > 0) & np.isfinite(priced_s) & np.isfinite(points).all(axis=1)
         points = points[sound]
         return cls(cKDTree(points), np.log(measured_s[sound] / priced_s[sound]), points.max(axis=0))
@@ -129,6 +133,8 @@ def decode_line(tables: Mapping[str, Table]) -> tuple[float, float] | None:
         return None
     batch, keys, _, kv_heads, head_dim, seconds = np.array(rows, dtype=float).T
     read = 2.0 * batch * keys * kv_heads * head_dim * 2.0
+    from scipy.optimize import nnls
+
     (start_s, per_byte), _ = nnls(np.stack([1.0 / seconds, read * 1e-9 / seconds], axis=1), np.ones_like(seconds))
     return (float(start_s), 1e9 / float(per_byte)) if per_byte > 0 else None
 

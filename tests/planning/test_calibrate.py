@@ -19,7 +19,8 @@ from froude.planning.run_logs import Observed, read_runs
 from froude.training.api import plan_train, simulate_train
 from froude.training.calibration import Calibration
 from froude.training.plan import TrainPlan
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 
 MODEL = "meta-llama/Llama-2-7b-hf"
 LAYOUTS = (

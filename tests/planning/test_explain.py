@@ -17,7 +17,8 @@ from froude.planning.suspects import rank_suspects
 from froude.timing.constants import default_constants
 from froude.training.calibration import Calibration
 from froude.training.plan import TrainPlan
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 
 PLAN = {
     "model": "meta-llama/Llama-2-13b-hf",

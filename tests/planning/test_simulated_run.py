@@ -11,7 +11,8 @@ from froude.laws.gradient_noise import examples_to_target
 from froude.planning.run import NoiseScale, simulate_run
 from froude.program.controller import Controller, GradientObservation, SetBatch
 from froude.training.plan import TrainPlan
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 
 PLAN = TrainPlan.parse(
     {

@@ -10,7 +10,8 @@ from froude.machines.cluster import parse_cluster
 from froude.models.catalogue import resolve
 from froude.timing.stack import find_stack
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario, StepPrediction, predict, price_layouts
+from froude.training.scenario import Scenario
+from froude.training.step import StepPrediction, predict, price_layouts
 from froude.training.technique import techniques
 
 SEQUENCES = 32

@@ -19,7 +19,8 @@ from froude.program.play import play
 from froude.program.program import Lane
 from froude.timing.stack import find_stack
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario, StepPrediction, predict
+from froude.training.scenario import Scenario
+from froude.training.step import StepPrediction, predict
 from froude.training.technique import techniques
 
 NAME = "vocabulary-parallelism"

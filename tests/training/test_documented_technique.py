@@ -16,7 +16,8 @@ from froude.program.play import play
 from froude.program.program import Action
 from froude.training.plan import Job, Layout
 from froude.training.price import add_up, price_pass
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 from froude.training.technique import TrainingTechnique
 
 PAGE = Path(__file__).parents[2] / "docs" / "contracts.md"

@@ -20,7 +20,8 @@ from froude.training.build import compositions, split_layers
 from froude.training.experts import distinct
 from froude.training.plan import Job, Layout
 from froude.training.runs import run_of
-from froude.training.step import PricedBatch, Scenario, predict, price_layouts
+from froude.training.scenario import Scenario
+from froude.training.step import PricedBatch, predict, price_layouts
 
 SEQ = 4096
 

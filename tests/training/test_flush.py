@@ -9,7 +9,8 @@ from froude.machines.cluster import Cluster
 from froude.models.catalogue import resolve
 from froude.timing.stack import find_stack
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 
 
 @pytest.mark.parametrize(("schedule", "chunks"), [("1f1b", 1), ("interleaved-1f1b", 3)])

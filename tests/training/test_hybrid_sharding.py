@@ -12,7 +12,8 @@ from froude.machines.cluster import parse_cluster
 from froude.models.catalogue import resolve
 from froude.timing.stack import find_stack
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario, predict, price_layouts
+from froude.training.scenario import Scenario
+from froude.training.step import predict, price_layouts
 
 SCENARIO = Scenario(
     resolve("llama-3-8b"),

@@ -13,7 +13,8 @@ from froude.models.architecture import Architecture
 from froude.timing.stack import find_stack
 from froude.training.ledger import Ledger, memory_constants, probability_of_fit
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 
 MODEL = Architecture.parse({"name": "small", "layers": 8, "hidden": 1024, "heads": 16, "ffn": 4096, "vocab": 32000})
 GIB = 2.0**30

@@ -13,7 +13,8 @@ from froude.timing.constants import default_constants
 from froude.timing.stack import find_stack
 from froude.training.many import Steps
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 from froude.training.technique import techniques
 
 

@@ -13,9 +13,11 @@ from froude.models.catalogue import resolve
 from froude.program.evaluate import evaluate
 from froude.program.play import play
 from froude.timing.stack import find_stack
+from froude.training.bounds import lower_bound_s
 from froude.training.plan import Job, Layout
+from froude.training.scenario import Scenario
 from froude.training.search import enumerate_layouts, parse_fixed, search
-from froude.training.step import Scenario, lower_bound_s, predict, price_layouts
+from froude.training.step import predict, price_layouts
 from froude.training.waterfall import waterfall
 
 JOB = Job(seq_len=4096, global_batch_tokens=4096 * 64)

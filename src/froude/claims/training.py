@@ -9,7 +9,8 @@ from froude.claims.parts import Described, Use, architecture, cluster
 from froude.core.spec import Spec
 from froude.timing.stack import find_stack
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario, StepPrediction, predict
+from froude.training.scenario import Scenario
+from froude.training.step import StepPrediction, predict
 from froude.training.technique import techniques
 
 

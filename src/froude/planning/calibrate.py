@@ -25,8 +25,8 @@ from froude.timing.constants import default_constants
 from froude.training.calibration import Calibration
 from froude.training.measured import predicted_step_s
 from froude.training.plan import TrainPlan
+from froude.training.scenario import Scenario
 from froude.training.scores import Scores
-from froude.training.step import Scenario
 
 ROUNDS = 4
 FARTHEST = 4.0

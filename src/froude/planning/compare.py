@@ -16,7 +16,8 @@ from froude.training.accuracy import step_spread
 from froude.training.api import PlannedLayout
 from froude.training.outcome import outcome
 from froude.training.plan import TechniqueUse, TrainPlan
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 from froude.training.technique import techniques as training_techniques
 from froude.training.waterfall import Waterfall, waterfall
 

@@ -13,21 +13,15 @@ from froude.machines.cluster import parse_cluster
 from froude.planning.suspects import Suspect, rank_suspects
 from froude.training.accuracy import step_spread
 from froude.training.api import PlannedLayout
+from froude.training.bounds import least_memory_bytes, lower_bound_s
 from froude.training.calibration import Calibration
 from froude.training.ledger import probability_of_fit
 from froude.training.outcome import outcome
 from froude.training.plan import Layout, TechniqueUse, TrainPlan
+from froude.training.scenario import Scenario
 from froude.training.schedule import schedules
 from froude.training.search import LONG_SEQUENCE, MIN_P_FIT, parse_fixed, search
-from froude.training.step import (
-    Scenario,
-    StepPrediction,
-    least_memory_bytes,
-    lower_bound_s,
-    predict,
-    predict_priced,
-    price_layouts,
-)
+from froude.training.step import StepPrediction, predict, predict_priced, price_layouts
 from froude.training.technique import techniques
 from froude.training.waterfall import Waterfall, waterfall
 

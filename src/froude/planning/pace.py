@@ -15,8 +15,8 @@ from froude.machines.cluster import Cluster, parse_cluster
 from froude.models.architecture import Architecture
 from froude.training.outcome import step_estimate
 from froude.training.plan import Job, Layout
+from froude.training.scenario import Scenario
 from froude.training.search import search
-from froude.training.step import Scenario
 
 SEQ_LEN = 4096
 # Width over depth. Kaplan et al. (2020), section 3.2: loss hardly depends on it around here; Llama 3's are 102 to 130.

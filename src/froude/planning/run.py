@@ -24,7 +24,8 @@ from froude.program.controller import GradientObservation
 from froude.training.accuracy import step_spread
 from froude.training.controller import BatchController
 from froude.training.plan import TrainPlan
-from froude.training.step import Scenario, predict
+from froude.training.scenario import Scenario
+from froude.training.step import predict
 
 EXACT_MICRO_BATCHES = 16
 KNOT_RATIO = 1.5

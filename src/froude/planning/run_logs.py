@@ -20,7 +20,7 @@ from froude.models.catalogue import resolve
 from froude.timing.stack import find_stack
 from froude.training.plan import Layout, TrainPlan
 from froude.training.runs import run_of
-from froude.training.step import Scenario
+from froude.training.scenario import Scenario
 
 WARM_UP = 2
 """Steps (or lines of a log) at the start that say little, where there are more than twice as many."""

@@ -21,7 +21,7 @@ from froude.timing.constants import Constant, default_constants
 from froude.training.calibration import Calibration, Speed
 from froude.training.measured import predicted_step_s, settled
 from froude.training.plan import Layout
-from froude.training.step import Scenario
+from froude.training.scenario import Scenario
 
 FARTHEST = 4.0
 """Prior standard deviations that a constant is moved at most."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from froude.timing.constants import default_constants
 from froude.training.ledger import memory_constants
-from froude.training.step import Scenario
+from froude.training.scenario import Scenario
 
 NORMAL_80 = 1.2816
 """Standard deviations either side of the mean that hold 80% of a normal distribution."""

@@ -20,8 +20,9 @@ from froude.training.accuracy import memory_spread, step_spread
 from froude.training.calibration import calibrated
 from froude.training.outcome import Outcome, cluster_watts, outcome, step_estimate
 from froude.training.plan import Job, Layout, TechniqueUse, TrainPlan
+from froude.training.scenario import Scenario
 from froude.training.search import SearchResult, parse_fixed, search
-from froude.training.step import Scenario, StepPrediction, predict
+from froude.training.step import StepPrediction, predict
 from froude.training.technique import techniques
 from froude.training.waterfall import Waterfall, waterfall
 

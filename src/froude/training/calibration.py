@@ -13,7 +13,7 @@ from froude.machines.device import Device
 from froude.timing.constants import default_constants
 from froude.timing.cost import CollectiveKind
 from froude.timing.roofline import Roofline
-from froude.training.step import Scenario
+from froude.training.scenario import Scenario
 
 Speed = Literal["kernel_speed", "link_speed"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

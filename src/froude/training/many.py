@@ -23,7 +23,8 @@ from froude.timing.roofline import Roofline
 from froude.training.build import Composition, Structure, costs_of, skeleton
 from froude.training.plan import Layout
 from froude.training.price import Priced, price
-from froude.training.step import Scenario, predict, structure_of, work_of_layouts
+from froude.training.scenario import Scenario
+from froude.training.step import predict, structure_of, work_of_layouts
 from froude.training.work import StepWork
 
 ROUNDS = 2

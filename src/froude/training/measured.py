@@ -15,8 +15,9 @@ from froude.training.choice import Candidate
 from froude.training.many import ROUNDS, Steps
 from froude.training.plan import Layout
 from froude.training.runs import COLUMNS, Run, run_of
+from froude.training.scenario import Scenario
 from froude.training.scores import Check, Scored
-from froude.training.step import Scenario, StepPrediction, predict
+from froude.training.step import StepPrediction, predict
 
 
 def predicted_step_s(scenario: Scenario, layout: Layout) -> float:

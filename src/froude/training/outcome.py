@@ -8,7 +8,8 @@ from froude.core.estimate import Estimate
 from froude.machines.cluster import Cluster
 from froude.machines.power import PowerModel
 from froude.training.accuracy import step_spread
-from froude.training.step import Scenario, StepPrediction
+from froude.training.scenario import Scenario
+from froude.training.step import StepPrediction
 
 SECONDS_PER_DAY = 86400.0
 

@@ -222,3 +222,17 @@ def place(job: Job, batch: LayoutBatch, gradient_bytes: float, held_gradient_byt
         "optimizer": State(12.0 if mixed else 8.0, sharded if batch.zero_stage >= 1 else 1),
     }
     return Placement(mesh, axes, states, batch.replicate)
+
+
+def pick_placement(placement: Placement, index: np.ndarray) -> Placement:
+    """The placement of some candidates only."""
+
+    def pick(value: Array) -> Array:
+        return value if np.ndim(value) == 0 else np.asarray(value)[index]
+
+    return replace(
+        placement,
+        copies=pick(placement.copies),
+        mesh={axis: pick(size) for axis, size in placement.mesh.items()},
+        states={name: replace(state, shards=pick(state.shards)) for name, state in placement.states.items()},
+    )

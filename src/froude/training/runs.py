@@ -20,7 +20,7 @@ from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.timing.stack import Stack, find_stack
 from froude.training.plan import Job, Layout
-from froude.training.step import Scenario
+from froude.training.scenario import Scenario
 from froude.training.technique import techniques
 
 COLUMNS = (

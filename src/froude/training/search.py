@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 
 from froude.core.errors import FroudeError, InvalidValueError, UnknownNameError
+from froude.training.bounds import least_memory_bytes, lower_bound_s
 from froude.training.ledger import probability_of_fit
 from froude.training.plan import Layout, Recompute
-from froude.training.step import (
-    PricedBatch,
-    Scenario,
-    StepPrediction,
-    least_memory_bytes,
-    lower_bound_s,
-    predict_priced,
-    price_layouts,
-)
+from froude.training.scenario import Scenario
+from froude.training.step import PricedBatch, StepPrediction, predict_priced, price_layouts
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")

@@ -25,7 +25,8 @@ from froude.runtime.train.compare import DISTURBED
 from froude.runtime.train.worker import WARM_UP, StepReport, TrainJob, train
 from froude.training.controller import BatchController
 from froude.training.plan import TrainPlan
-from froude.training.step import Scenario, StepPrediction, predict
+from froude.training.scenario import Scenario
+from froude.training.step import StepPrediction, predict
 
 DEFAULT_STEPS = 12
 LEARNING_RATE = 1e-3

@@ -19,13 +19,14 @@ from froude.models.operator import Elementwise, Gather, Operator
 from froude.models.transformer import head_activation_tensors, head_operators
 from froude.program.program import Action, Lane, MemoryDelta, Program
 from froude.timing.cost import Collective, Cost
+from froude.training.blocks import tied_copy
 from froude.training.build import Structure
 from froude.training.plan import Job, Layout
 from froude.training.price import Priced, price_pass
 from froude.training.schedule import Pass, Schedule, schedules
 from froude.training.schedules.one_forward_one_backward import OneForwardOneBackward
 from froude.training.technique import StepContext, TrainingTechnique
-from froude.training.work import Blocks, Work, activation_bytes, stream_bytes, stream_dtype, tied_copy
+from froude.training.work import Blocks, Work, activation_bytes, stream_bytes, stream_dtype
 
 OUTPUT_LAYER = ("lm-head", "cross-entropy", "tp-loss")
 """Work of the head that is divided over the stages; the final norm stays on the last one."""

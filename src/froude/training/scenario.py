@@ -1,0 +1,140 @@
+"""What stays the same over all candidates of a question, and which layouts it allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from froude.core.errors import InvalidValueError
+from froude.machines.cluster import Cluster, parse_cluster
+from froude.models.architecture import Architecture
+from froude.models.catalogue import resolve
+from froude.timing.cost import CostModel
+from froude.timing.roofline import Roofline
+from froude.timing.stack import Stack, find_stack
+from froude.training.build import Composition, compositions
+from froude.training.plan import Job, Layout, TrainPlan
+from froude.training.schedule import Schedule, schedules
+from froude.training.technique import TrainingTechnique, techniques
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What stays the same over all candidates: model, machines, job, software, techniques."""
+
+    architecture: Architecture
+    cluster: Cluster
+    job: Job
+    stack: Stack = field(default_factory=lambda: find_stack("megatron"))
+    techniques: tuple[TrainingTechnique, ...] = ()
+    model: CostModel | None = None
+
+    @classmethod
+    def of(cls, plan: TrainPlan) -> Scenario:
+        """The scenario of a plan.
+
+        Raises:
+            FroudeError: for unknown names, and for techniques that conflict.
+        """
+        used = tuple(techniques.create(use.name, **use.knobs) for use in plan.techniques)
+        for one in used:
+            for other in used:
+                if other.name in one.conflicts:
+                    raise InvalidValueError("techniques", one.name, f"cannot be combined with {other.name!r}")
+        return cls(resolve(plan.model), parse_cluster(plan.cluster), plan.job, find_stack(plan.stack), used)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """The cost model: the roofline of cluster and stack unless another was given."""
+        return self.model or Roofline(self.cluster, self.stack)
+
+    @property
+    def own_machine(self) -> bool:
+        """Whether the device is a profile measured on a computer."""
+        return bool(self.cluster.device.measured)
+
+    @cached_property
+    def rewrites_program(self) -> bool:
+        """Whether a technique changes the tasks of a step, which scenarios otherwise share."""
+        unchanged = TrainingTechnique.rewrite_program
+        return any(type(technique).rewrite_program is not unchanged for technique in self.techniques)
+
+    def micro_batches(self, layout: Layout) -> int:
+        """Micro-batches per step and replica."""
+        return self.job.global_batch_sequences // (layout.data_parallel * layout.micro_batch)
+
+    def objection(self, layout: Layout) -> str | None:
+        """Why a layout is impossible (one clause naming field and value), or None."""
+        arch, job = self.architecture, self.job
+        if layout.devices != self.cluster.count:
+            return f"layout uses {layout.devices} devices, the cluster has {self.cluster.count}"
+        if job.seq_len % layout.context_parallel:
+            return f"context_parallel {layout.context_parallel} does not divide seq_len {job.seq_len}"
+        found = self._objection_to_experts(layout)
+        if found:
+            return found
+        tp, pp = layout.tensor_parallel, layout.pipeline_parallel
+        for name, size in (("heads", arch.heads), ("ffn", arch.ffn)):
+            if size % tp:
+                return f"tensor_parallel {tp} does not divide {name} {size}"
+        if tp % arch.kv_heads and arch.kv_heads % tp:
+            return f"tensor_parallel {tp} and kv_heads {arch.kv_heads} do not divide one another"
+        if layout.sequence_parallel and job.seq_len // layout.context_parallel % tp:
+            return f"tensor_parallel {tp} does not divide {job.seq_len // layout.context_parallel} tokens of a sequence"
+        if pp * layout.virtual_stages > arch.layers:
+            return f"{pp * layout.virtual_stages} virtual stages are more than the {arch.layers} layers"
+        per_round = layout.data_parallel * layout.micro_batch
+        if job.global_batch_sequences % per_round:
+            return (
+                f"data_parallel x micro_batch {per_round} does not divide the global batch of "
+                f"{job.global_batch_sequences} sequences"
+            )
+        if layout.data_parallel % layout.replicate:
+            return f"replicate {layout.replicate} does not divide data_parallel {layout.data_parallel}"
+        if layout.replicate > 1 and (layout.zero_stage == 0 or arch.experts is not None):
+            return f"replicate {layout.replicate} needs sharded states (zero_stage 1 or more) of a dense model"
+        if pp > 1 and layout.zero_stage >= 3:
+            return f"zero_stage {layout.zero_stage} gathers weights in every pass and is not combined with pipelines"
+        found = schedule_named(layout.schedule).objection(pp, self.micro_batches(layout), layout.virtual_stages)
+        if found:
+            return found
+        for technique in self.techniques:
+            found = technique.objection(arch, self.cluster, job, layout)
+            if found:
+                return f"{technique.name}: {found}"
+        return None
+
+    def _objection_to_experts(self, layout: Layout) -> str | None:
+        experts, ways, cut = self.architecture.experts, layout.expert_parallel, layout.expert_tensor_parallel
+        if layout.tensor_parallel % cut:
+            return f"expert_tensor_parallel {cut} does not divide tensor_parallel {layout.tensor_parallel}"
+        if ways == 1:
+            return None
+        if experts is None:
+            return f"expert_parallel {ways} needs a mixture of experts, which {self.architecture.name!r} is not"
+        if experts.count % ways:
+            return f"expert_parallel {ways} does not divide the {experts.count} experts"
+        ranks = layout.devices // layout.pipeline_parallel
+        if ranks % (ways * cut):
+            name = "expert_parallel" if cut == 1 else "expert_parallel x expert_tensor_parallel"
+            return f"{name} {ways * cut} does not divide the {ranks} ranks of a pipeline stage"
+        return None
+
+
+def dense_layers(architecture: Architecture) -> int:
+    """Leading layers with a dense MLP in a mixture of experts."""
+    return architecture.experts.dense_layers if architecture.experts else 0
+
+
+def virtual_stages_of(architecture: Architecture, stages: int, chunks: int) -> tuple[Composition, ...]:
+    """What the virtual stages of a pipeline are made of."""
+    return compositions(architecture.layers, stages, chunks, dense_layers(architecture), architecture.mtp_layers)
+
+
+@lru_cache(maxsize=64)
+def schedule_named(name: str, used: tuple[TrainingTechnique, ...] = ()) -> Schedule:
+    """One object per schedule and techniques: structures compare by it."""
+    schedule = schedules.create(name)
+    for technique in used:
+        schedule = technique.rewrite_schedule(schedule)
+    return schedule

@@ -80,8 +80,19 @@ def test_small_messages_take_trees_large_ones_rings() -> None:
     ring_latency = 2 * 127 * H100.links.scaleout_hop_s
     assert seconds("all-reduce", 8.0, wide) < ring_latency
     large = 1e11
-    exact = 2 * large * 127 / 128 / H100.links.scaleout + ring_latency + H100.links.launch_s
+    simple = 14e-6  # NCCL's hop through the network by its Simple protocol, which gives the links whole
+    exact = 2 * large * 127 / 128 / H100.links.scaleout + 2 * 127 * simple + H100.links.launch_s
     assert seconds("all-reduce", large, wide) == pytest.approx(exact)
+
+
+def test_rings_between_nodes_pass_every_rank() -> None:
+    def latency(ranks: int) -> float:
+        return seconds("all-gather", 8.0, Group(ranks=ranks)) - H100.links.launch_s
+
+    # LL hops: seven over NVLink and one through the network (2.7 us) for each further node; there is no tree to take.
+    node = 7 * H100.links.scaleup_hop_s
+    assert latency(1536) == pytest.approx(192 * node + 191 * 2.7e-6, rel=1e-3)
+    assert latency(1536) / latency(768) == pytest.approx(2, rel=0.01)
 
 
 def test_sends_use_the_level_that_joins_the_neighbours() -> None:

@@ -2,7 +2,10 @@
 
 The model of Hockney, R. (1994), "The communication challenge for MPP", with the ring and tree algorithms of NCCL, which
 pipeline the two levels: the slower level sets the bandwidth, the latencies of both add. The library takes the faster
-algorithm for the size at hand. Short transfers over the fast links ramp up to their bandwidth.
+algorithm and protocol for the size at hand. Short transfers over the fast links ramp up to their bandwidth.
+
+A ring passes every rank, so its latency grows with their number: over many nodes it is what small gathers wait for. A
+tree is a chain within a node and logarithmic between nodes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,25 @@ from froude.timing.constants import Constants
 from froude.timing.cost import Collective, CollectiveKind, Cost
 
 TREES: tuple[CollectiveKind, ...] = ("all-reduce", "broadcast")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How NCCL hands data on between nodes: its share of bandwidth, and its hops in units of the cluster's."""
+
+    share: float
+    scaleup_hops: float
+    scaleout_hops: float
+
+
+PROTOCOLS = (
+    Protocol(share=0.5, scaleup_hops=1.0, scaleout_hops=2.7 / 4.0),
+    Protocol(share=0.92, scaleup_hops=1.9 / 0.6, scaleout_hops=1.0),
+    Protocol(share=1.0, scaleup_hops=3.4 / 0.6, scaleout_hops=14.0 / 4.0),
+)
+"""LL, LL128 and Simple, in NCCL's own tuning model (NVIDIA NCCL, src/graph/tuning.cc: hwLat of rings over NVLink and
+the network, and what LL and LL128 reach of a link). A cluster's hops are those of LL over NVLink and LL128 over the
+network."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +163,11 @@ def collective_cost(work: Collective, links: Links) -> Cost:
             transfer_s + np.where(near > 1, links.scaleup_hop_s, 0.0) + np.where(far > 1, links.scaleout_hop_s, 0.0)
         )
     else:
-        rounds = 2.0 if work.kind == "all-reduce" else 1.0
-        seconds = transfer_s + rounds * ((near - 1.0) * links.scaleup_hop_s + (far - 1.0) * links.scaleout_hop_s)
-        if work.kind in TREES:
-            depth_s = np.log2(near) * links.scaleup_hop_s + np.log2(far) * links.scaleout_hop_s
-            seconds = np.minimum(seconds, transfer_s / links.tree_efficiency + rounds * depth_s)
+        seconds = np.where(
+            far > 1,
+            _between_nodes_s(work.kind, transfer_s, near, far, links),
+            _in_node_s(work.kind, transfer_s, near, links),
+        )
     seconds = seconds + links.launch_s
     if work.kind == "all-reduce" and links.direct_s is not None:
         seconds = np.where(
@@ -162,6 +184,36 @@ def collective_cost(work: Collective, links: Links) -> Cost:
         "compute": np.where(alone, 0.0, links.compute_share),
     }
     return Cost(seconds, demands, "latency and bandwidth, ring or tree")
+
+
+def _in_node_s(kind: CollectiveKind, transfer_s: Array, ranks: Array, links: Links) -> Array:
+    """A ring inside one domain, or a tree; what protocols cost is in the ramp of the transfer."""
+    rounds = _rounds(kind)
+    seconds = transfer_s + rounds * (ranks - 1.0) * links.scaleup_hop_s
+    if kind in TREES:
+        tree_s = transfer_s / links.tree_efficiency + rounds * np.log2(ranks) * links.scaleup_hop_s
+        seconds = np.minimum(seconds, tree_s)
+    return seconds
+
+
+def _between_nodes_s(kind: CollectiveKind, transfer_s: Array, near: Array, far: Array, links: Links) -> Array:
+    """The fastest protocol of a ring through all ranks of all domains, or of a tree of chains."""
+    rounds = _rounds(kind)
+    seconds: Array = np.inf
+    for protocol in PROTOCOLS:
+        up_s, out_s = protocol.scaleup_hops * links.scaleup_hop_s, protocol.scaleout_hops * links.scaleout_hop_s
+        moved_s = transfer_s / protocol.share
+        ring_s = moved_s + rounds * (far * (near - 1.0) * up_s + (far - 1.0) * out_s)
+        seconds = np.minimum(seconds, ring_s)
+        if kind in TREES:
+            tree_s = moved_s / links.tree_efficiency + rounds * ((near - 1.0) * up_s + np.log2(far) * out_s)
+            seconds = np.minimum(seconds, tree_s)
+    return seconds
+
+
+def _rounds(kind: CollectiveKind) -> float:
+    """Times that data goes round: reduced and handed out again, or once."""
+    return 2.0 if kind == "all-reduce" else 1.0
 
 
 def _direct_s(size: Array, ranks: Array, start_s: float, rate: float) -> Array:

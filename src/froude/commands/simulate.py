@@ -70,6 +70,14 @@ def serve(
     kv_dtype: Annotated[str | None, typer.Option(help="Type of the cache: auto, bf16, fp8.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Replicas behind the router (1).")] = None,
     disaggregate: Annotated[str | None, typer.Option(help="PREFILL:DECODE replicas, such as 2:6.")] = None,
+    prefill_tp: Annotated[int | None, typer.Option(help="--tp of prefill replicas, if another.")] = None,
+    prefill_cluster: Annotated[
+        str | None, typer.Option(help="--cluster of prefill replicas, if of their own, such as h100-sxm:2.")
+    ] = None,
+    transfer: Annotated[
+        str | None, typer.Option(help="How caches get to decode replicas: pull, layer-wise:bandwidth=50,concurrency=4.")
+    ] = None,
+    decode_router: Annotated[str | None, typer.Option(help="Among decode replicas (least-outstanding).")] = None,
     autoscale: Annotated[str | None, typer.Option(help="kubernetes-hpa:min=1,max=8,start=120,target=16.")] = None,
     speculative: Annotated[
         str | None, typer.Option(help="A small model drafts: draft=llama-3.2-1b,k=4,acceptance=0.7.")
@@ -122,6 +130,10 @@ def serve(
         "kv_dtype": kv_dtype,
         "replicas": replicas,
         "disaggregate": disaggregate,
+        "prefill_tp": prefill_tp,
+        "prefill_cluster": prefill_cluster,
+        "transfer": transfer,
+        "decode_router": decode_router,
         "autoscale": autoscale,
         "router": router,
         "chunk_tokens": chunk_tokens,

@@ -51,7 +51,7 @@ def kubernetes(deployment: Deployment, name: str = "froude") -> str:
     Raises:
         FroudeError: as `launch_command`; also for separate prefill and decode workers: they need a router.
     """
-    if deployment.disaggregate is not None:
+    if deployment.prefill is not None:
         raise FroudeError("disaggregate: prefill and decode workers need a router that a plain Service is not")
     launcher = LAUNCHERS.get(deployment.engine.name)
     words = launch_command(deployment)

@@ -54,6 +54,14 @@ def _load_rows(result: ServeResult) -> list[tuple[str, str]]:
         ("cost", "-" if price is None else f"{usd(price)} per million output tokens"),
         ("energy", "-" if energy is None else f"{energy:.3g} J per output token"),
     ]
+    if "transfer_s" in found:
+        moved, waited = found["transfer_s"], found["transfer_wait_s"]
+        parked = f"{percent(found['mean_parked_kv_utilisation'])}, at most {percent(found['parked_kv_utilisation'])}"
+        rows += [
+            ("transfer of a cache", f"p50 {seconds(moved['p50'])}, p99 {seconds(moved['p99'])}"),
+            ("of which waiting for room", f"p50 {seconds(waited['p50'])}, p99 {seconds(waited['p99'])}"),
+            ("parked in prefill caches", parked),
+        ]
     if "failures" in found:
         rows.append(("replica failures", f"{found['failures']:,}"))
     if "migrations" in found:

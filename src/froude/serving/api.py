@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time as clock
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from froude.core.errors import FroudeError, InvalidValueError
+from froude.core.errors import FroudeError
 from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.serving.autoscaling import ScalingRouter
-from froude.serving.deployment import Deployment, build_deployment, conductor_of, kv_transfer
-from froude.serving.disaggregation import serve_disaggregated
+from froude.serving.deployment import Deployment, build_deployment, conductor_of
 from froude.serving.load import make_load, sequences_of
 from froude.serving.metrics import parse_slo
-from froude.serving.outcome import Outcome
-from froude.serving.policy import Sequence
 from froude.serving.result import ServeResult
 from froude.serving.router import ROUTERS, Router
-from froude.serving.simulator import jump, jump_fleet
-from froude.serving.stepping import step, step_fleet
+from froude.serving.simulator import jump_fleet
+from froude.serving.stepping import step_fleet
 from froude.workloads.trace import Trace
 
 
@@ -83,13 +79,6 @@ def run_deployment(
     ``context_tokens`` is the most that prompt and output of a request may have together, as far as the engine knows: a
     scheduler that reserves for the longest output reserves up to it.
     """
-    if built.disaggregate is not None and (concurrency is not None or load.after is not None):
-        what = (
-            f"concurrency {concurrency}" if concurrency is not None else f"{load.name}, whose requests wait for others"
-        )
-        raise InvalidValueError(
-            "disaggregate", ":".join(map(str, built.disaggregate)), f"cannot be combined with {what}"
-        )
     sequences = sequences_of(load)
     if context_tokens is not None:
         for sequence in sequences:
@@ -100,46 +89,21 @@ def run_deployment(
     units = load.prefix_block_tokens if built.prefix_cache and load.prefix_ids is not None else None
     conductor = conductor_of(built)
     how: dict[str, Any] = {
-        "replicas": built.replicas,
         "router": router,
         "concurrency": concurrency,
         "prefix_unit_tokens": units,
-        "swap": built.swap,
         "conductor": conductor,
     }
     start = clock.perf_counter()
-    pool = built.pool
-    if built.disaggregate is not None:
-        outcome = _disaggregated(built, sequences, built.disaggregate, units, stepping, record)
-    elif stepping:
-        outcome = step(sequences, built.scheduler, built.time, pool.blocks, pool.block_tokens, **how)
+    if stepping:
+        outcome = step_fleet(sequences, built.workers, **how)
     else:
-        outcome = jump(sequences, built.scheduler, built.time, pool.blocks, pool.block_tokens, record=record, **how)
+        outcome = jump_fleet(sequences, built.workers, record=record, **how)
     wall_s = clock.perf_counter() - start
     if outcome.rejected == len(load):
         raise FroudeError(
-            f"trace: none of the {len(load)} requests fits the cache of {pool.tokens} tokens; "
+            f"trace: none of the {len(load)} requests fits the cache of {built.pool.tokens} tokens; "
             "raise tp or gpu_memory_utilization"
         )
     moved = {} if conductor is None else conductor.summary()
     return ServeResult(built, load, outcome, slo or {}, [s.arrival_ps for s in sequences], wall_s, stepping, moved)
-
-
-def _disaggregated(
-    built: Deployment,
-    sequences: list[Sequence],
-    split: tuple[int, int],
-    units: int | None,
-    stepping: bool,
-    record: bool,
-) -> Outcome:
-    worker = built.worker
-    return serve_disaggregated(
-        sequences,
-        [worker] * split[0],
-        [worker] * split[1],
-        kv_transfer(built),
-        (ROUTERS.create(built.router), ROUTERS.create("least-outstanding")),
-        step_fleet if stepping else partial(jump_fleet, record=record),
-        units,
-    )

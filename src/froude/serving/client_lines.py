@@ -7,7 +7,7 @@ nothing to wait for is lifted to the least charged of those who wait, so that id
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import Protocol
 
 from froude.serving.policy import FOREVER, Sequence
@@ -31,7 +31,7 @@ class ClientLines:
         self.input_weight, self.output_weight = weights
         self.arrived = 0
         self.generating: dict[int, int] = {}
-        self._charged: dict[int, int] = {}
+        self._charged: defaultdict[int, int] = defaultdict(int)  # a client may come from another replica
         self._lines: dict[int, deque[Sequence]] = {}
         self._joining: list[Sequence] = []
         self._last_client: int | None = None  # whose line was the last to empty
@@ -90,7 +90,6 @@ class ClientLines:
 
     def put_back(self, sequence: Sequence) -> None:
         """A preempted sequence returns to the head of its line; a prompt that gave nothing yet is not charged."""
-        self._charged.setdefault(sequence.client, 0)  # it may come from another replica
         if not sequence.generated_tokens:
             self._charged[sequence.client] -= self.input_weight * sequence.prompt_tokens
         self._lines.setdefault(sequence.client, deque()).appendleft(sequence)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from heapq import heappop, heappush
-from typing import Protocol
+from typing import Any, Protocol
 
 from froude.serving.autoscaling import ScalingRouter
 from froude.serving.outcome import NO_TIME
@@ -37,6 +37,15 @@ class Engine(Replica, Protocol):
 
     def insert(self, sequence: Sequence) -> None:
         """Put a sequence at the head of the queue, with what is computed of it."""
+
+    def let_go(self, sequence: Sequence) -> None:
+        """Free the blocks of a sequence that is done and was parked."""
+
+    def set_aside(self, sequence: Sequence) -> bool:
+        """Hold blocks and a place for a sequence that comes with its cache, unless there is no room."""
+
+    def adopt(self, sequence: Sequence) -> None:
+        """A sequence for which blocks and a place were set aside goes on generating here."""
 
 
 Order = Callable[[Engine, int], None]
@@ -83,11 +92,15 @@ class Conductor(ABC):
         """Which replica takes a new request; None to hold it back (count it in `carried`, and give it later)."""
         return router.route(sequence, fleet)
 
+    def complete(self, sequence: Sequence, replica: int, now_ps: int) -> bool:
+        """A replica has done what it was given of a request: whether that is all of the request."""
+        return True
+
     @abstractmethod
     def begin(self, fleet: Items[Engine]) -> None:
         """The fleet starts, at time zero."""
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """What it did, in the words of its figures."""
         return {}
 

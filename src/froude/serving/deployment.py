@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from froude.core.errors import InvalidValueError, UnknownNameError
 from froude.machines.cluster import Cluster, parse_cluster
@@ -13,7 +13,7 @@ from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
 from froude.serving.autoscaling import Autoscaling
 from froude.serving.conductor import Conductor
-from froude.serving.disaggregation import Transfer, parse_disaggregation
+from froude.serving.disaggregation import Disaggregation, Transfer, parse_disaggregation, parse_transfer
 from froude.serving.engine_spec import KV_DTYPES, EngineSpec, find_engine
 from froude.serving.failures import Failures
 from froude.serving.iteration import IterationTime
@@ -32,6 +32,8 @@ from froude.serving.technique import techniques as TECHNIQUES
 from froude.serving.techniques.speculative import Speculative
 from froude.timing.extra import with_kernels
 from froude.timing.roofline import Roofline
+
+_ALONE = "cannot be combined with disaggregate, autoscale, migrate or failures"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Deployment:
         migrate, failures: requests move between replicas as they run; replicas fail. The knobs of each, as text.
         swap: room in host memory for the cache of preempted sequences; None where they are computed again.
         power_cap_w: what a device may draw; its clock is lowered iteration by iteration.
-        disaggregate: replicas that only compute prompts, and replicas that only generate; None where all do both.
+        prefill: the replicas, of all ``replicas``, that only compute prompts; None where all do everything.
+        transfer, decode_router: how their caches cross to the others, and who chooses among these.
     """
 
     arch: Architecture
@@ -65,7 +68,6 @@ class Deployment:
     time: IterationTime
     pool: Pool
     prefix_cache: bool = False
-    disaggregate: tuple[int, int] | None = None
     autoscale: Autoscaling | None = None
     data_parallel: int = 1
     expert_parallel: int = 1
@@ -74,6 +76,9 @@ class Deployment:
     failures: str | None = None
     pipeline_parallel: int = 1
     power_cap_w: float | None = None
+    prefill: Deployment | None = None
+    transfer: Transfer | None = None
+    decode_router: str = "least-outstanding"
 
     @property
     def worker(self) -> Worker:
@@ -81,9 +86,24 @@ class Deployment:
         return Worker(self.scheduler, self.time, self.pool.blocks, self.pool.block_tokens, self.swap)
 
     @property
+    def workers(self) -> list[Worker]:
+        """All replicas, those that compute prompts first."""
+        if self.prefill is None:
+            return [self.worker] * self.replicas
+        prompts, rest = replace(self.prefill.worker, role="prefill"), replace(self.worker, role="decode")
+        return [prompts] * self.prefill.replicas + [rest] * (self.replicas - self.prefill.replicas)
+
+    @property
+    def each_devices(self) -> int:
+        """Devices of a replica."""
+        return self.tensor_parallel * self.data_parallel * self.pipeline_parallel
+
+    @property
     def devices(self) -> int:
         """Devices in use."""
-        return self.tensor_parallel * self.data_parallel * self.pipeline_parallel * self.replicas
+        if self.prefill is None:
+            return self.each_devices * self.replicas
+        return self.prefill.devices + self.each_devices * (self.replicas - self.prefill.replicas)
 
 
 def build_deployment(
@@ -100,6 +120,10 @@ def build_deployment(
     kv_dtype: str | None = None,
     replicas: int = 1,
     disaggregate: str | None = None,
+    prefill_tp: int | None = None,
+    prefill_cluster: str | Cluster | None = None,
+    transfer: str | None = None,
+    decode_router: str = "least-outstanding",
     autoscale: str | None = None,
     router: str = "least-outstanding",
     chunk_tokens: int | None = None,
@@ -120,32 +144,109 @@ def build_deployment(
         FroudeError: one sentence naming what cannot be.
     """
     arch = resolve(model) if isinstance(model, str) else model
-    machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
-    machines = with_kernels(machines, kernels, product_start_s(machines.device))
-    spec = configured(find_engine(engine), machines.device, precision, kv_dtype)
-    check_parallel(arch, tensor_parallel, data_parallel, expert_parallel)
-    split = None
-    if disaggregate is not None:
-        split = parse_disaggregation(disaggregate)
-        if replicas != 1:
-            raise InvalidValueError("replicas", replicas, f"cannot be combined with disaggregate {disaggregate}")
-        replicas = sum(split)
-    scaling = None
-    if autoscale is not None:
-        scaling = Autoscaling.parse(autoscale)
-        if replicas != 1:
+    split = None if disaggregate is None else parse_disaggregation(disaggregate)
+    if split is not None and replicas != 1:
+        raise InvalidValueError("replicas", replicas, f"cannot be combined with disaggregate {disaggregate}")
+    scaling = None if autoscale is None else Autoscaling.parse(autoscale)
+    if scaling is not None:
+        if replicas != 1 or split is not None:
             raise InvalidValueError("autoscale", autoscale, "cannot be combined with replicas or disaggregate")
         replicas = scaling.most
     if replicas < 1:
         raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
+    for name in (router, decode_router):
+        ROUTERS.get(name)
+    for field, asked in (("migrate", migrate), ("failures", failures)):
+        if asked is None:
+            continue
+        if split is not None or scaling is not None or (migrate is not None and failures is not None):
+            raise InvalidValueError(field, asked, _ALONE)
+        if field == "migrate" and (prefix_cache or swap_space is not None or replicas < 2):
+            why = "needs several replicas, without prefix cache or swap space"
+            raise InvalidValueError(field, asked, why)
+    if split is not None and swap_space is not None:
+        raise InvalidValueError("swap_space", swap_space, f"cannot be combined with disaggregate {disaggregate}")
+    if split is None:
+        for field, given in (("prefill_tp", prefill_tp), ("prefill_cluster", prefill_cluster), ("transfer", transfer)):
+            if given is not None:
+                raise InvalidValueError(field, given, "needs prefill workers; give disaggregate, such as 2:6")
+
+    def replica(cluster: str | Cluster, tensor_parallel: int) -> Deployment:
+        machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
+        machines = with_kernels(machines, kernels, product_start_s(machines.device))
+        return _replica(
+            arch,
+            machines,
+            configured(find_engine(engine), machines.device, precision, kv_dtype),
+            scheduler,
+            (tensor_parallel, data_parallel, expert_parallel, pipeline_parallel),
+            chunk_tokens=chunk_tokens,
+            max_seqs=max_seqs,
+            gpu_memory_utilization=gpu_memory_utilization,
+            techniques=[*techniques, *([Speculative.parse(speculative)] if speculative is not None else [])],
+            power_cap=power_cap,
+        )
+
+    one = replica(cluster, tensor_parallel)
+    built = replace(
+        one,
+        replicas=replicas,
+        router=router,
+        prefix_cache=prefix_cache,
+        autoscale=scaling,
+        swap=None if swap_space is None else _swap(swap_space, one.pool, one.cluster.device),
+        migrate=migrate,
+        failures=failures,
+    )
+    if split is None:
+        _check_room(built.devices, built)
+    else:
+        other = one
+        if prefill_tp is not None or prefill_cluster is not None:
+            other = replica(prefill_cluster or cluster, prefill_tp or tensor_parallel)
+        other = replace(other, replicas=split[0], prefix_cache=prefix_cache)
+        built = replace(built, replicas=sum(split), prefill=other, decode_router=decode_router)
+        if prefill_cluster is None:
+            _check_room(built.devices, built)
+        else:
+            _check_room(other.devices, other)
+            _check_room(built.devices - other.devices, replace(built, replicas=split[1], prefill=None))
+        link = kv_transfer(built)
+        if transfer is not None:
+            link = parse_transfer(transfer, link, arch.layers, one.pool.bytes_per_token)
+        built = replace(built, transfer=link)
+    conductor_of(built)
+    return built
+
+
+def _check_room(needed: int, built: Deployment) -> None:
+    if needed <= built.cluster.count:
+        return
+    each = built.each_devices
+    size = f"tp={built.tensor_parallel}" + (f", dp={built.data_parallel}" if built.data_parallel > 1 else "")
+    size += f", pp={built.pipeline_parallel}" if built.pipeline_parallel > 1 else ""
+    why = f"of {size} need {needed} devices and the cluster has {built.cluster.count}"
+    most = built.cluster.count // each
+    raise InvalidValueError("replicas", built.replicas, f"{why}; at most {most} fit" if most else why)
+
+
+def _replica(
+    arch: Architecture,
+    machines: Cluster,
+    spec: EngineSpec,
+    scheduler: str | Scheduler | None,
+    layout: tuple[int, int, int, int],
+    *,
+    chunk_tokens: int | None,
+    max_seqs: int | None,
+    gpu_memory_utilization: float | None,
+    techniques: list[str | ServingTechnique],
+    power_cap: float | None,
+) -> Deployment:
+    """One replica; ``layout`` is tensor, data, expert and pipeline parallelism."""
+    tensor_parallel, data_parallel, expert_parallel, pipeline_parallel = layout
+    check_parallel(arch, tensor_parallel, data_parallel, expert_parallel)
     check_pipeline(arch, pipeline_parallel, data_parallel)
-    each = tensor_parallel * data_parallel * pipeline_parallel
-    if each * replicas > machines.count:
-        most = machines.count // each
-        size = f"tp={tensor_parallel}" + (f", dp={data_parallel}" if data_parallel > 1 else "")
-        size += f", pp={pipeline_parallel}" if pipeline_parallel > 1 else ""
-        why = f"of {size} need {each * replicas} devices and the cluster has {machines.count}"
-        raise InvalidValueError("replicas", replicas, f"{why}; at most {most} fit" if most else why)
     if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
         raise InvalidValueError("gpu_memory_utilization", gpu_memory_utilization, "must lie between 0 and 1")
     if not isinstance(scheduler, Scheduler):
@@ -154,8 +255,6 @@ def build_deployment(
         scheduler = SCHEDULERS.create(scheduler or spec.scheduler, **given)
     context = ServingContext(arch, machines, spec, Roofline(machines, spec.stack), tensor_parallel)
     chosen = [TECHNIQUES.create(t) if isinstance(t, str) else t for t in techniques]
-    if speculative is not None:
-        chosen.append(Speculative.parse(speculative))
     for technique in chosen:
         objection = technique.objection(context)
         if objection is not None:
@@ -186,38 +285,21 @@ def build_deployment(
     for technique in chosen:
         pool = technique.rewrite_pool(pool, context)
         time = technique.rewrite_time(time, context)
-    ROUTERS.get(router)
-    for name, asked in (("migrate", migrate), ("failures", failures)):
-        if asked is None:
-            continue
-        if split is not None or scaling is not None or (migrate is not None and failures is not None):
-            raise InvalidValueError(name, asked, "cannot be combined with disaggregate, autoscale, migrate or failures")
-        if name == "migrate" and (prefix_cache or swap_space is not None or replicas < 2):
-            why = "needs several replicas, without prefix cache or swap space"
-            raise InvalidValueError(name, asked, why)
-    built = Deployment(
+    return Deployment(
         arch,
         machines,
         spec,
         tensor_parallel,
-        replicas,
+        1,
         scheduler,
-        router,
+        "least-outstanding",
         time,
         pool,
-        prefix_cache,
-        split,
-        scaling,
-        data_parallel,
-        expert_parallel,
-        None if swap_space is None else _swap(swap_space, pool, machines.device),
-        migrate,
-        failures,
-        pipeline_parallel,
-        power_cap,
+        data_parallel=data_parallel,
+        expert_parallel=expert_parallel,
+        pipeline_parallel=pipeline_parallel,
+        power_cap_w=power_cap,
     )
-    conductor_of(built)
-    return built
 
 
 def conductor_of(built: Deployment) -> Conductor | None:
@@ -226,6 +308,9 @@ def conductor_of(built: Deployment) -> Conductor | None:
     Raises:
         FroudeError: naming what is wrong with its knobs.
     """
+    if built.prefill is not None and built.transfer is not None:
+        routers = ROUTERS.create(built.router), ROUTERS.create(built.decode_router)
+        return Disaggregation(built.prefill.replicas, built.transfer, routers)
     if built.failures is not None:
         return Failures.parse(built.failures)
     return None if built.migrate is None else LiveMigration.parse(built.migrate, kv_transfer(built))
@@ -259,14 +344,19 @@ def configured(engine: EngineSpec, device: Device, precision: str | None, kv_dty
 
 
 def kv_transfer(built: Deployment) -> Transfer:
-    """The link between workers of a deployment: every device sends its own part of the cache.
+    """The link between workers of a deployment: every device sends, or receives, its own part of the cache.
 
-    Inside a scale-up domain that is the scale-up link, else the network, at the bandwidth of the catalogue.
+    Inside a scale-up domain that is the scale-up link, else the network, at the bandwidth of the catalogue; between
+    unlike workers the slower of the two.
     """
-    cluster = built.cluster
-    inside = built.devices <= cluster.scaleup_domain
-    bandwidth = cluster.scaleup_bandwidth if inside else cluster.scaleout_bandwidth
-    latency_s = cluster.scaleup_latency_s if inside else cluster.scaleout_latency_s
-    if not bandwidth > 0:
-        raise InvalidValueError("cluster", cluster.device.name, "has no link between devices in the catalogue")
-    return Transfer(round(latency_s * PS), round(built.pool.bytes_per_token / bandwidth * PS))
+    sides = [built] if built.prefill is None else [built.prefill, built]
+    inside = all(side.cluster == built.cluster for side in sides) and built.devices <= built.cluster.scaleup_domain
+    links = []
+    for side in sides:
+        cluster = side.cluster
+        bandwidth = cluster.scaleup_bandwidth if inside else cluster.scaleout_bandwidth
+        if not bandwidth > 0:
+            raise InvalidValueError("cluster", cluster.device.name, "has no link between devices in the catalogue")
+        latency_s = cluster.scaleup_latency_s if inside else cluster.scaleout_latency_s
+        links.append((round(latency_s * PS), round(side.pool.bytes_per_token / bandwidth * PS)))
+    return Transfer(*(max(values) for values in zip(*links, strict=True)))

@@ -10,6 +10,7 @@ Reliability in Large-Scale Machine Learning Research Clusters, arXiv:2410.21680.
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Failures(Conductor):
             return None
         return self._up[router.route(sequence, [fleet[i] for i in self._up])]
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """How many failures."""
         return {"failures": self.failures}
 

@@ -15,6 +15,7 @@ from heapq import heapify, heappop, heappush
 from froude.core.errors import FroudeError
 from froude.serving.client_lines import ClientLines
 from froude.serving.conductor import Order
+from froude.serving.handover import Holding, parks
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Segment, Worker
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
@@ -26,7 +27,7 @@ _ID_MASK = (1 << _ID_BITS) - 1
 _SPARE = 256  # dead entries that are not worth taking out
 
 
-class Jumper(View):
+class Jumper(Holding):
     """The state of one engine, advanced one event at a time.
 
     ``counter`` counts the iterations in which sequences decoded. A decoding sequence is an entry ``finish << 24 | id``
@@ -46,6 +47,7 @@ class Jumper(View):
         cache: PrefixCache | None = None,
         controller: PaceController | None = None,
     ) -> None:
+        super().__init__(parks(worker))
         self.controller = controller
         self.cache = cache
         self.trace, self.outcome, self.scheduler, self.time = trace, outcome, worker.scheduler, worker.time
@@ -140,6 +142,7 @@ class Jumper(View):
             self.most_admissions = 2 * len(alive) + _SPARE
         place[sequence.id] = len(admissions)
         admissions.append(sequence)
+        sequence.begun_ps = self.now_ps
         self.prefilling.append(sequence)
         if sequence.host_blocks:
             self.free_host_blocks += sequence.host_blocks
@@ -280,6 +283,9 @@ class Jumper(View):
         """It may go to another engine, for which the shared `finish_at` and `place` then speak: it leaves no trace."""
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
         self.completions[:] = [entry for entry in self.completions if entry & _ID_MASK != sequence.id]
         heapify(self.completions)
         self.admissions[:] = [s for at, s in enumerate(self.admissions) if self.place[s.id] == at]
@@ -291,6 +297,13 @@ class Jumper(View):
         self.outstanding += 1
         self.outstanding_tokens += sequence.prompt_tokens
         self.queue.put_back(sequence)
+
+    def adopt(self, sequence: Sequence) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.expected -= 1
+        self._admit(sequence)
+        self.prefilling.pop()
+        self._start_decoding(sequence)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -321,7 +334,12 @@ class Jumper(View):
         self._complete(sequence, now)
 
     def _complete(self, sequence: Sequence, now: int) -> None:
-        self._release(sequence)
+        if self.parks:
+            self.park(sequence)
+            self.place[sequence.id] = -1
+            self._forget(sequence)
+        else:
+            self._release(sequence)
         self.outcome.finish_ps[sequence.id] = now
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from functools import partial
+from typing import Any
 
 from froude.core.errors import InvalidValueError
 from froude.core.knobs import parse_knobs
@@ -61,7 +62,7 @@ class LiveMigration(Conductor):
         """The first look."""
         self.at(self._interval_ps, self._look)
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """How many migrations, and the mean pause of a request."""
         return {"migrations": self.migrations, "mean_pause_s": self.pause_ps / PS / max(1, self.migrations)}
 

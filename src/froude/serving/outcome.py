@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from froude.serving.iteration import IterationTime
 from froude.serving.policy import Scheduler, Sequence
@@ -44,6 +45,7 @@ class Outcome:
         peak_blocks: most cache blocks held at once.
         hit_tokens, asked_tokens: prompt tokens found in the prefix cache, and prompt tokens of all admissions.
         replica_ps: time paid for, over all replicas, where they come and go.
+        busy_by_ps, peak_by: ``busy_ps`` and ``peak_blocks`` of each replica.
         segments: what was run when, if recorded.
     """
 
@@ -58,6 +60,8 @@ class Outcome:
     hit_tokens: int = 0
     asked_tokens: int = 0
     replica_ps: int = 0
+    busy_by_ps: list[int] = field(default_factory=list)
+    peak_by: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,7 +89,11 @@ class Swap:
 
 @dataclass(frozen=True)
 class Worker:
-    """One engine of a fleet: its scheduler, what its iterations take, its cache, and perhaps room to swap to."""
+    """One engine of a fleet: its scheduler, what its iterations take, its cache, and perhaps room to swap to.
+
+    A worker whose ``role`` is prefill keeps the cache of what is done until it is fetched; one whose role is decode
+    keeps no prefixes.
+    """
 
     scheduler: Scheduler
     time: IterationTime
@@ -93,6 +101,7 @@ class Worker:
     block_tokens: int = 16
     swap: Swap | None = None
     prefixes: str = "block"  # the kind of prefix cache, where prefixes are kept
+    role: Literal["both", "prefill", "decode"] = "both"
 
 
 def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_tokens: int) -> bool:

@@ -35,6 +35,7 @@ class Sequence:
             what the prefix cache, or host memory, already holds of it.
         generated_tokens: tokens generated so far; a preempted sequence keeps them and computes them again.
         blocks: cache blocks held.
+        begun_ps: when it was admitted last.
         host_blocks: blocks that it holds in host memory: it was preempted by swapping, and comes back with what was
             computed.
         client: on whose behalf, to schedulers that are fair.
@@ -47,6 +48,7 @@ class Sequence:
     __slots__ = (
         "after",
         "arrival_ps",
+        "begun_ps",
         "blocks",
         "client",
         "computed_tokens",
@@ -81,6 +83,7 @@ class Sequence:
         self.computed_tokens = 0
         self.generated_tokens = 0
         self.blocks = 0
+        self.begun_ps = 0
         self.host_blocks = 0
         self.priority = priority
         self.client = client

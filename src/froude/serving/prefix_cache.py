@@ -213,16 +213,19 @@ class RadixCache(PrefixCache):
 PREFIX_CACHES: dict[str, type[PrefixCache]] = {"block": PrefixCache, "radix": RadixCache}
 
 
-def make_caches(workers: list[Worker], unit_tokens: int | None) -> list[PrefixCache] | list[None]:
-    """One cache per worker; None for each where prefixes are not kept."""
+def make_caches(workers: list[Worker], unit_tokens: int | None) -> list[PrefixCache | None]:
+    """One cache per worker; None where prefixes are not kept."""
     if unit_tokens is None:
         return [None] * len(workers)
     if any(w.swap for w in workers):
         raise InvalidValueError("preemption", "swap", "cannot be combined with a prefix cache; recompute can")
-    return [PREFIX_CACHES[w.prefixes](w.total_blocks, w.block_tokens, unit_tokens) for w in workers]
+    return [
+        None if w.role == "decode" else PREFIX_CACHES[w.prefixes](w.total_blocks, w.block_tokens, unit_tokens)
+        for w in workers
+    ]
 
 
-def count_hits(outcome: Outcome, caches: list[PrefixCache] | list[None]) -> None:
+def count_hits(outcome: Outcome, caches: list[PrefixCache | None]) -> None:
     """Add up what was found in all replicas."""
     for cache in caches:
         if cache is not None:

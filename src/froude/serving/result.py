@@ -29,7 +29,7 @@ class ServeResult:
     arrival_ps: list[int] = field(repr=False)
     sim_wall_s: float
     stepped: bool
-    moved: dict[str, float] = field(default_factory=dict)
+    moved: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def latencies(self) -> Latencies:
@@ -52,7 +52,8 @@ class ServeResult:
     @property
     def peak_kv_utilisation(self) -> float:
         """Most of the cache of a replica in use at once."""
-        return self.outcome.peak_blocks / self.deployment.pool.blocks
+        pairs = zip(self.outcome.peak_by, self.deployment.workers, strict=True)
+        return max(peak / worker.total_blocks for peak, worker in pairs)
 
     @property
     def paid_s(self) -> float:
@@ -62,15 +63,29 @@ class ServeResult:
     @property
     def usd_per_hour(self) -> float | None:
         """Price of the devices in use, on average."""
-        price = self.deployment.cluster.usd_per_device_hour
-        each = self.deployment.devices / self.deployment.replicas
-        return None if price is None else price * each * self.paid_s / self.duration_s
+        d = self.deployment
+        price = d.cluster.usd_per_device_hour
+        if price is None:
+            return None
+        if d.prefill is None:
+            return price * d.each_devices * self.paid_s / self.duration_s
+        other = d.prefill.cluster.usd_per_device_hour
+        return None if other is None else other * d.prefill.devices + price * (d.devices - d.prefill.devices)
 
     @property
     def joules(self) -> float | None:
         """Energy of the devices in use."""
-        busy_s = self.outcome.busy_ps / PS
-        return self.deployment.time.joules(busy_s, self.paid_s - busy_s)
+        d, busy_by_s = self.deployment, [busy / PS for busy in self.outcome.busy_by_ps]
+        if d.prefill is None:
+            return d.time.joules(sum(busy_by_s), self.paid_s - sum(busy_by_s))
+        total = 0.0
+        first = d.prefill.replicas
+        for time, busy in ((d.prefill.time, busy_by_s[:first]), (d.time, busy_by_s[first:])):
+            joules = time.joules(sum(busy), len(busy) * self.duration_s - sum(busy))
+            if joules is None:
+                return None
+            total += joules
+        return total
 
     def json(self) -> dict[str, Any]:
         """The command's contract."""
@@ -130,10 +145,16 @@ class ServeResult:
             ),
             *(
                 [
-                    f"{d.disaggregate[0]} replicas compute prompts, {d.disaggregate[1]} generate; prefill never waits "
-                    "for decode, links run at their catalogue bandwidth"
+                    f"{d.prefill.replicas} replicas compute prompts, {d.replicas - d.prefill.replicas} generate; "
+                    f"a token's cache crosses in {d.transfer.token_ps / 1e6:.3g} us, "
+                    + (
+                        "layer by layer while the prompt is computed"
+                        if d.transfer.layers
+                        else "when the prompt is done"
+                    )
+                    + ", and waits in the prefill worker for room"
                 ]
-                if d.disaggregate
+                if d.prefill and d.transfer
                 else []
             ),
             *(

@@ -104,8 +104,9 @@ def jump_fleet(
         outcome.replica_ps = router.replica_ps(max(outcome.finish_ps))
     count_hits(outcome, caches)
     outcome.iterations = sum(e.iterations for e in engines)
-    outcome.busy_ps = sum(e.busy_ps for e in engines)
-    outcome.peak_blocks = max(e.total_blocks - e.least_free for e in engines)
+    outcome.busy_by_ps = [e.busy_ps for e in engines]
+    outcome.peak_by = [e.total_blocks - e.least_free for e in engines]
+    outcome.busy_ps, outcome.peak_blocks = sum(outcome.busy_by_ps), max(outcome.peak_by)
     return outcome
 
 
@@ -188,7 +189,8 @@ def release_all(
         if current[index] != NO_TIME:
             heappush(ends, (current[index], index))
         for sequence, finished_ps in done:
-            arrivals.complete(sequence, finished_ps)
+            if conductor is None or conductor.complete(sequence, index, finished_ps):
+                arrivals.complete(sequence, finished_ps)
         done.clear()
 
     for index in range(len(engines)):

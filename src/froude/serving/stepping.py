@@ -14,6 +14,7 @@ from froude.core.errors import FroudeError
 from froude.serving.autoscaling import ScalingRouter
 from froude.serving.client_lines import ClientLines
 from froude.serving.conductor import Conductor, Order, replica_for
+from froude.serving.handover import Holding, parks
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
@@ -96,7 +97,7 @@ class Queue:
         self.items.insert(place, sequence)
 
 
-class Stepper(View):
+class Stepper(Holding):
     """The state of one engine, advanced one iteration at a time."""
 
     def __init__(
@@ -106,7 +107,9 @@ class Stepper(View):
         block_tokens: int = 16,
         cache: PrefixCache | None = None,
         swap: Swap | None = None,
+        parks: bool = False,
     ) -> None:
+        super().__init__(parks)
         self.scheduler = scheduler
         self.cache = cache
         self.swap = swap
@@ -179,6 +182,7 @@ class Stepper(View):
             if sequence not in self.active:
                 self.active.append(sequence)
                 self.prefilling.append(sequence)
+                sequence.begun_ps = now_ps
                 if sequence.host_blocks:
                     iteration.swapped_in.append((sequence, sequence.host_blocks))
                     self.free_host_blocks += sequence.host_blocks
@@ -214,7 +218,10 @@ class Stepper(View):
             if sequence.generated_tokens >= sequence.output_tokens or sequence.id in stopped:
                 done.append(sequence)
                 self.active.remove(sequence)
-                self._release(sequence)
+                if self.parks:
+                    self.park(sequence)
+                else:
+                    self._release(sequence)
         return emitted, done
 
     def _take(self, sequence: Sequence, tokens: int) -> None:
@@ -246,6 +253,11 @@ class Stepper(View):
             self.free_host_blocks += sequence.host_blocks
             sequence.host_blocks = sequence.computed_tokens = sequence.blocks = 0
         return left
+
+    def adopt(self, sequence: Sequence) -> None:
+        """A sequence for which blocks and a place were set aside goes on decoding here."""
+        self.expected -= 1
+        self.active.append(sequence)
 
     def _preempt(self, sequence: Sequence, iteration: Iteration) -> None:
         self.active.remove(sequence)
@@ -307,7 +319,7 @@ def step_fleet(
     arrivals = Arrivals(trace, admissible(trace, outcome, workers), concurrency)
     caches = make_caches(workers, prefix_unit_tokens)
     engines = [
-        _Replica(Stepper(w.scheduler, w.total_blocks, w.block_tokens, cache, w.swap), w.time, outcome)
+        _Replica(Stepper(w.scheduler, w.total_blocks, w.block_tokens, cache, w.swap, parks(w)), w.time, outcome)
         for w, cache in zip(workers, caches, strict=True)
     ]
     for engine, controller in zip(engines, controllers or [], strict=False):
@@ -325,20 +337,21 @@ def step_fleet(
         now = min(times)
         if now == NO_TIME:
             break
-        for engine in engines:
+        for index, engine in enumerate(engines):
             if engine.iteration and engine.ends_ps == now:
                 for sequence in engine.end():
-                    arrivals.complete(sequence, now)
+                    if conductor is None or conductor.complete(sequence, index, now):
+                        arrivals.complete(sequence, now)
         while scaling is not None and arrivals.coming and scaling.next_ps <= now:
             scaling.act(now, engines)
         if conductor is not None:
             conductor.act(now, engines)
         while arrivals.next_ps <= now:
             sequence = arrivals.pop()
-            index = replica_for(sequence, engines, router, conductor)
-            if index is None:
+            place = replica_for(sequence, engines, router, conductor)
+            if place is None:
                 continue
-            chosen = engines[index]
+            chosen = engines[place]
             chosen.outstanding += 1
             chosen.outstanding_tokens += sequence.prompt_tokens
             chosen.stepper.arrive(sequence)
@@ -353,6 +366,9 @@ def step_fleet(
     if scaling is not None:
         outcome.replica_ps = scaling.replica_ps(max(outcome.finish_ps))
     count_hits(outcome, caches)
+    outcome.busy_by_ps = [e.busy_ps for e in engines]
+    outcome.peak_by = [e.peak_blocks for e in engines]
+    outcome.busy_ps, outcome.peak_blocks = sum(outcome.busy_by_ps), max(outcome.peak_by)
     return outcome
 
 
@@ -362,7 +378,7 @@ class _Replica:
     def __init__(self, stepper: Stepper, time: IterationTime, outcome: Outcome) -> None:
         self.stepper, self.time, self.outcome = stepper, time, outcome
         self.iteration: Iteration | None = None
-        self.ends_ps = 0
+        self.ends_ps = self.busy_ps = self.peak_blocks = 0
         self.outstanding = self.outstanding_tokens = 0
         self.orders: list[Order] = []
         self.controller: PaceController | None = None
@@ -410,6 +426,18 @@ class _Replica:
         self.outstanding_tokens += sequence.prompt_tokens
         self.stepper.queue.put_back(sequence)
 
+    def let_go(self, sequence: Sequence) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.stepper.let_go(sequence)
+
+    def set_aside(self, sequence: Sequence) -> bool:
+        """See `froude.serving.conductor.Engine`."""
+        return self.stepper.set_aside(sequence)
+
+    def adopt(self, sequence: Sequence) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.stepper.adopt(sequence)
+
     def _lose(self, sequence: Sequence) -> None:
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens
@@ -434,10 +462,10 @@ class _Replica:
         prompts = [(tokens, prefix) for _, tokens, prefix in iteration.prompts]
         took = copying_ps + self.time.segment(len(iteration.decoding), context, prompts)[0]
         self.iteration, self.ends_ps = iteration, now + took
-        self.outcome.busy_ps += took
+        self.busy_ps += took
         self.outcome.iterations += 1
         used = self.stepper.total_blocks - self.stepper.free_blocks
-        self.outcome.peak_blocks = max(self.outcome.peak_blocks, used)
+        self.peak_blocks = max(self.peak_blocks, used)
 
     def _count(self, iteration: Iteration) -> None:
         for sequence in iteration.preempted:

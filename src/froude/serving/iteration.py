@@ -85,7 +85,7 @@ class ReplicaTime(IterationTime):
         """See `IterationTime`."""
         if prompts:
             first, slope = self.device(decoding, context, prompts)
-            floor, after = self._beside(decoding, prompts)
+            floor, after = self.beside(decoding, prompts)
         else:
             fixed, floor, after = self._alone.get(decoding) or self._decoding_alone(decoding)
             slope = self.key_ps * decoding
@@ -94,18 +94,18 @@ class ReplicaTime(IterationTime):
             return first + after, slope, FOREVER
         return floor + after, 0, -(-(floor - first) // slope) if slope else FOREVER
 
-    def _beside(self, decoding: int, prompts: Prompts) -> tuple[int, int]:
+    def beside(self, decoding: int, prompts: Prompts) -> tuple[int, int]:
         """What the host takes beside the devices, which wait for it, and what it takes after them."""
         launch, host = self.launch(decoding, prompts), self.host(decoding + len(prompts))
         return (launch + host, 0) if self.overlap else (launch, host)
 
     @cached_property
     def _alone(self) -> dict[int, tuple[int, int, int]]:
-        """By the number of sequences that decode without any prompt: the devices' time without keys, and `_beside`."""
+        """By the number of sequences that decode without any prompt: the devices' time without keys, and `beside`."""
         return {}
 
     def _decoding_alone(self, decoding: int) -> tuple[int, int, int]:
-        self._alone[decoding] = line = (self.device(decoding, 0, ())[0], *self._beside(decoding, ()))
+        self._alone[decoding] = line = (self.device(decoding, 0, ())[0], *self.beside(decoding, ()))
         return line
 
     @cached_property
@@ -131,6 +131,10 @@ class WrappedTime(ReplicaTime):
     def launch(self, decoding: int, prompts: Prompts) -> int:
         """See `ReplicaTime`."""
         return self.inner.launch(decoding, prompts)
+
+    def beside(self, decoding: int, prompts: Prompts) -> tuple[int, int]:
+        """See `ReplicaTime`."""
+        return self.inner.beside(decoding, prompts)
 
     def joules(self, busy_s: float, idle_s: float) -> float | None:
         """See `IterationTime`."""

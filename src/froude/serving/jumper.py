@@ -20,7 +20,7 @@ from froude.serving.iteration import EngineObservation, IterationTime, PaceContr
 from froude.serving.outcome import NO_TIME, Outcome, Segment, Worker
 from froude.serving.policy import Prefill, Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache
-from froude.serving.queues import FirstComeQueue, KeyedQueue
+from froude.serving.queues import FirstComePrefixQueue, FirstComeQueue, KeyedQueue
 
 _ID_BITS = 24
 _ID_MASK = (1 << _ID_BITS) - 1
@@ -63,9 +63,12 @@ class Jumper(Holding):
         self.lines = ClientLines(self, weights, arrivals) if weights else None
         keyed = bool(trace) and scheduler.key(trace[0]) is not None
         self.queue: FirstComeQueue | KeyedQueue | ClientLines
-        self.queue = KeyedQueue(arrivals, self) if keyed else FirstComeQueue(arrivals, self)
         if self.lines is not None:
             self.queue = self.lines
+        elif keyed:
+            self.queue = KeyedQueue(arrivals, self)
+        else:
+            self.queue = FirstComeQueue(arrivals) if cache is None else FirstComePrefixQueue(arrivals, self, cache)
         self.waiting = self.queue
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
         self.horizon = NO_TIME

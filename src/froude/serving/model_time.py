@@ -76,6 +76,7 @@ class ModelIterationTime(ReplicaTime):
         self._step_ps = round(engine.step_s.value * PS)
         self._sequence_ps = round(engine.sequence_s.value * PS)
         self._key_ps, self._row_ps = self._decode_line()
+        self._graph_prompts, self._graph_tokens = engine.graph_prompts, engine.graph_tokens * data_parallel
         self._launch_ps = round(self._launch_s() * PS)
         self._tokens: dict[int, int] = {}
         self._sampled: dict[int, int] = {}
@@ -101,14 +102,26 @@ class ModelIterationTime(ReplicaTime):
 
     def launch(self, decoding: int, prompts: Prompts) -> int:
         """See `ReplicaTime`."""
-        if prompts and not self.engine.graph_prompts:
+        if prompts and not self._graph_prompts:
             return self._launch_ps
         tokens = decoding + sum(count for count, _ in prompts)
-        return 0 if tokens <= self.engine.graph_tokens * self.data_parallel else self._launch_ps
+        return 0 if tokens <= self._graph_tokens else self._launch_ps
 
     def host(self, sampled: int) -> int:
         """See `ReplicaTime`."""
         return self._step_ps - (-sampled // self.data_parallel) * self._sequence_ps
+
+    def beside(self, decoding: int, prompts: Prompts) -> tuple[int, int]:
+        """See `ReplicaTime`; `launch` and `host` in line, since every prompt asks."""
+        launch = self._launch_ps
+        if self._graph_prompts or not prompts:
+            tokens = decoding
+            for count, _ in prompts:
+                tokens += count
+            if tokens <= self._graph_tokens:
+                launch = 0
+        host = self._step_ps - (-(decoding + len(prompts)) // self.data_parallel) * self._sequence_ps
+        return (launch + host, 0) if self.overlap else (launch, host)
 
     def at_clock(self, clock: float) -> ModelIterationTime:
         """The same with the clock of the cores lowered, relative to what jobs sustain."""

@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
+from collections import deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from froude.serving.policy import Sequence
+from froude.serving.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from froude.serving.jumper import Jumper
 
 
-class FirstComeQueue:
-    """Arrivals in order behind preempted sequences: an index into the trace and a stack."""
+class FirstComeQueue(deque[Sequence]):
+    """Arrivals in order behind preempted sequences; the head is at the right end, where a deque pops."""
 
-    __slots__ = ("arrivals", "arrived", "engine", "front", "head")
-
-    def __init__(self, arrivals: list[Sequence], engine: Jumper) -> None:
-        self.arrivals, self.engine = arrivals, engine
-        self.front: list[Sequence] = []
-        self.head = 0
+    def __init__(self, arrivals: list[Sequence]) -> None:
+        super().__init__()
+        self.arrivals = arrivals
         self.arrived = 0
-
-    def __len__(self) -> int:
-        return len(self.front) + self.arrived - self.head
-
-    def __bool__(self) -> bool:
-        return self.head < self.arrived or bool(self.front)
 
     def peek(self) -> Sequence:
         """The next one."""
-        sequence = self.front[-1] if self.front else self.arrivals[self.head]
-        if self.engine.cache is not None:
-            self.engine.cache.match(sequence)
-        return sequence
-
-    def pop(self) -> Sequence:
-        """Take the next one out; it holds its part of the prefix cache from now on."""
-        if self.front:
-            sequence = self.front.pop()
-        else:
-            sequence = self.arrivals[self.head]
-            self.head += 1
-        if self.engine.cache is not None:
-            self.engine.free_blocks -= self.engine.cache.acquire(sequence)
-        return sequence
+        return self[-1]
 
     def arrive(self, until: int) -> None:
         """Requests up to that index of the trace have arrived."""
+        self.extendleft(self.arrivals[self.arrived : until])
         self.arrived = until
 
     def drain(self) -> list[Sequence]:
         """Take all out."""
-        left = [*reversed(self.front), *self.arrivals[self.head : self.arrived]]
-        self.front.clear()
-        self.head = self.arrived
+        left = [*reversed(self)]
+        self.clear()
         return left
 
     def put_back(self, sequence: Sequence) -> None:
         """A preempted sequence returns."""
-        self.front.append(sequence)
+        self.append(sequence)
+
+
+class FirstComePrefixQueue(FirstComeQueue):
+    """The same, where the head knows what the prefix cache holds of it."""
+
+    def __init__(self, arrivals: list[Sequence], engine: Jumper, cache: PrefixCache) -> None:
+        super().__init__(arrivals)
+        self.engine, self.cache = engine, cache
+
+    def peek(self) -> Sequence:
+        """The next one."""
+        sequence = self[-1]
+        self.cache.match(sequence)
+        return sequence
+
+    def pop(self) -> Sequence:  # type: ignore[override]
+        """Take the next one out; it holds its part of the prefix cache from now on."""
+        sequence = super().pop()
+        self.engine.free_blocks -= self.cache.acquire(sequence)
+        return sequence
 
 
 class KeyedQueue:

@@ -112,13 +112,19 @@ def jump_fleet(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the cyclic collector: nothing made inside is cyclic, and it would walk every request again and again."""
+    """Without the cyclic collector: nothing made inside is cyclic, and it would walk every request again and again.
+
+    What was made inside counts as old afterwards (frozen and thawed), else it would be walked at once.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collecting:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -18,7 +18,7 @@ from froude.serving.conductor import Order
 from froude.serving.handover import Holding, parks
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Segment, Worker
-from froude.serving.policy import Prefill, Scheduler, Sequence, View
+from froude.serving.policy import Decision, Prefill, Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache
 from froude.serving.queues import FirstComePrefixQueue, FirstComeQueue, KeyedQueue
 
@@ -145,7 +145,8 @@ class Jumper(Holding):
             self.most_admissions = 2 * len(alive) + _SPARE
         place[sequence.id] = len(admissions)
         admissions.append(sequence)
-        sequence.begun_ps = self.now_ps
+        if self.parks:
+            sequence.begun_ps = self.now_ps
         self.prefilling.append(sequence)
         if sequence.host_blocks:
             self.free_host_blocks += sequence.host_blocks
@@ -217,6 +218,13 @@ class Jumper(Holding):
         self.queue.put_back(sequence)
         self.outcome.preemptions[sequence.id] += 1
 
+    def _make_room(self, decision: Decision) -> None:
+        """Preempt whom the scheduler says, and as many more as decoding takes."""
+        for sequence in decision.preempt:
+            self._preempt(sequence)
+        while decision.decode and self.growing[-self.counter % self.block_tokens] > self.free_blocks:
+            self._preempt(self.scheduler.victim(self))
+
     def _blocks_for(self, iterations: int, prefill: Prefill, rows: int) -> int:
         """New blocks that so many iterations take."""
         blocks = 0
@@ -224,15 +232,7 @@ class Jumper(Holding):
             rounds, rest = divmod(iterations, self.block_tokens)
             start = (1 - self.counter - rest) % self.block_tokens
             blocks = self.growers * rounds + sum(self.growing[start : start + rest])
-        if self.reserves:
-            for sequence, tokens in prefill:
-                blocks += self.blocks_needed(sequence, tokens * iterations)
-            return blocks
-        for sequence, tokens in prefill:  # the same in line
-            more = -(-(sequence.computed_tokens + tokens * iterations) // self.block_tokens) - sequence.blocks
-            if more > 0:
-                blocks += more
-        return blocks
+        return blocks + sum(self.blocks_needed(sequence, tokens * iterations) for sequence, tokens in prefill)
 
     def _affordable(self, iterations: int, prefill: Prefill, rows: int, blocks: int) -> int:
         """The most iterations, of at most so many, that take no more than ``blocks``; all of them take more."""
@@ -374,11 +374,11 @@ class Jumper(Holding):
                 horizon, next_arrival = self.horizon, self._next_arrival()
             if next_arrival <= now:
                 arrived = self.arrived
-                while arrived < len(arrivals) and arrivals[arrived].arrival_ps <= now:
+                while next_arrival <= now:
                     arrived += 1
+                    next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else NO_TIME
                 self.arrived = arrived
                 queue.arrive(arrived)
-                next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else NO_TIME
             if self.orders:
                 self._obey(now)
             if change <= now and (queue or self.decoding or prefilling):
@@ -388,22 +388,16 @@ class Jumper(Holding):
             self.decode_blocks = growing[-self.counter % size]
             decision = schedule(self)
             prefill, decode, left = decision.prefill, decision.decode, decision.iterations
-            preempted = False
-            for sequence in decision.preempt:
-                self._preempt(sequence)
-                preempted = True
-            if decode:
-                while growing[-self.counter % size] > self.free_blocks:
-                    self._preempt(self.scheduler.victim(self))
-                    preempted = True
-                decode = self.decoding > 0
-            if preempted:
+            short = decode and self.decode_blocks > self.free_blocks
+            if short or decision.preempt:
+                self._make_room(decision)
                 left = 1
+            rows = self.decoding if decode else 0
             for sequence, _ in prefill:
                 if place[sequence.id] < 0:
                     self._admit(sequence)
-            if not decode and not prefill:
-                if preempted:
+            if not rows and not prefill:
+                if short or decision.preempt:
                     continue
                 while next_arrival == NO_TIME and horizon != NO_TIME and not self.orders:
                     yield NO_TIME
@@ -423,25 +417,31 @@ class Jumper(Holding):
 
             # Repeat the decision, jump by jump, until it lapses.
             while True:
-                rows = self.decoding if decode else 0
-                prompts = [(tokens, s.computed_tokens) for s, tokens in prefill] if prefill else ()
-                first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
+                if prefill:
+                    prompts = [(tokens, s.computed_tokens) for s, tokens in prefill]
+                    first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
+                    for sequence, tokens in prefill:
+                        remaining = sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens
+                        if remaining < tokens * count:
+                            count = remaining // tokens
+                else:
+                    first, slope, count = segment(rows, self.context_tokens + rows, ())
                 if swaps and self.copying_ps:
                     first, slope, count, self.copying_ps = first + self.copying_ps, 0, 1, 0
                 if left < count:
                     count = left
                 if rows:
-                    while finish_at[completions[0] & _ID_MASK] != completions[0] >> _ID_BITS:
+                    entry = completions[0]
+                    while finish_at[entry & _ID_MASK] != entry >> _ID_BITS:
                         heappop(completions)
-                    steps = (completions[0] >> _ID_BITS) - self.counter
+                        entry = completions[0]
+                    steps = (entry >> _ID_BITS) - self.counter
                     if steps < count:
                         count = steps
-                for sequence, tokens in prefill:
-                    steps = (sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens) // tokens
-                    if steps < count:
-                        count = steps
-                if count > 1 and now + first * count + slope * (count * (count - 1) // 2) > cut:
-                    count = _iterations_until(cut - now, first, slope, count)
+                took = first * count + slope * (count * (count - 1) // 2)
+                if count > 1 and now + took > cut:
+                    count, took = _iterations_until(cut - now, first, slope)
+                solved = count
                 if (
                     cache is not None
                     and cache.merges
@@ -451,12 +451,18 @@ class Jumper(Holding):
                     count = left = (
                         1  # what a prompt computes may be there already, or come from another: blocks free up
                     )
-                if prefill or not rows:
-                    blocks = self._blocks_for(count, prefill, rows)
-                else:  # the same for decoding alone, in line: it is most of what happens
+                blocks = 0  # `_blocks_for` in line
+                if rows:
                     rest = count % size
                     at = (1 - self.counter - rest) % size
                     blocks = self.growers * (count // size) + sum(growing[at : at + rest])
+                for sequence, tokens in prefill:
+                    if reserves:
+                        more = self.blocks_needed(sequence, tokens * count)
+                    else:
+                        more = -(-(sequence.computed_tokens + tokens * count) // size) - sequence.blocks
+                    if more > 0:
+                        blocks += more
                 if blocks > self.free_blocks:
                     count = self._affordable(count, prefill, rows, self.free_blocks)
                     if not count:
@@ -476,7 +482,8 @@ class Jumper(Holding):
                             break
                     if count != planned:
                         blocks = self._blocks_for(count, prefill, rows)
-                took = first * count + slope * (count * (count - 1) // 2)
+                if count != solved:
+                    took = first * count + slope * (count * (count - 1) // 2)
                 while now + took > horizon:
                     yield now + took
                     horizon = self.horizon
@@ -487,9 +494,9 @@ class Jumper(Holding):
                             sooner = next_arrival
                     if sooner < cut:
                         cut = sooner
-                        count = _iterations_until(cut - now, first, slope, count)
-                        blocks = self._blocks_for(count, prefill, rows)
-                        took = first * count + slope * (count * (count - 1) // 2)
+                        if count > 1 and now + took > cut:
+                            count, took = _iterations_until(cut - now, first, slope)
+                            blocks = self._blocks_for(count, prefill, rows)
 
                 # Jump.
                 if record:
@@ -498,13 +505,12 @@ class Jumper(Holding):
                 left -= count
                 busy += took
                 iterations += count
-                self.free_blocks -= blocks
+                self.free_blocks = free = self.free_blocks - blocks
+                if free < self.least_free:
+                    self.least_free = free
                 if cache is not None:
                     cache.take(blocks)
-                if self.free_blocks < self.least_free:
-                    self.least_free = self.free_blocks
                 lapsed = left == 0 or now >= cut or now >= horizon  # then someone may be about to arrive
-                finished = False
                 if rows:
                     self.counter += count
                     self.context_tokens += rows * count
@@ -535,17 +541,16 @@ class Jumper(Holding):
                         if sequence.generated_tokens < sequence.output_tokens:
                             self._start_decoding(sequence)
                         else:
-                            finished = True
                             self._complete(sequence, now)
-                if rows:
+                if rows and steps == count:
                     counter = self.counter
                     while completions and completions[0] >> _ID_BITS == counter:
                         sequence = trace[heappop(completions) & _ID_MASK]
                         if finish_at[sequence.id] == counter:
-                            finished = True
                             self._finish_decoding(sequence, now)
-                if finished:
-                    lapsed = lapsed or on_completion or now >= cut or not self.decoding
+                    rows = self.decoding
+                    if on_completion or not rows:
+                        break
                 if lapsed:
                     break
         self.iterations, self.busy_ps = iterations, busy
@@ -570,16 +575,23 @@ class Jumper(Holding):
         return Segment(now, count, first, slope, rows, tokens, len(self.queue), used, self.replica)
 
 
-def _iterations_until(gap: int, first: int, slope: int, most: int) -> int:
-    """The least number of iterations, from 1 to ``most``, after which ``gap`` picoseconds have passed."""
+def _iterations_until(gap: int, first: int, slope: int) -> tuple[int, int]:
+    """The least number of iterations, at least 1, after which ``gap`` picoseconds have passed, and what they take."""
+    if gap <= first:
+        return 1, first
     if slope == 0:
         count = -(-gap // first)
-    else:
-        # A float root is only a guess: integers decide.
-        half = first - slope / 2
-        count = int((math.sqrt(half * half + 2.0 * slope * gap) - half) / slope)
-        while first * count + slope * (count * (count - 1) // 2) < gap:
-            count += 1
-        while count > 1 and first * (count - 1) + slope * ((count - 1) * (count - 2) // 2) >= gap:
-            count -= 1
-    return max(1, min(most, count))
+        return count, first * count
+    # A float root is only a guess: integers decide.
+    half = first - slope / 2
+    count = int((math.sqrt(half * half + 2.0 * slope * gap) - half) / slope) + 1
+    took = first * count + slope * (count * (count - 1) // 2)
+    while took < gap:
+        took += first + slope * count
+        count += 1
+    last = first + slope * (count - 1)
+    while took - last >= gap:
+        took -= last
+        last -= slope
+        count -= 1
+    return count, took

@@ -35,7 +35,7 @@ class Sequence:
             what the prefix cache, or host memory, already holds of it.
         generated_tokens: tokens generated so far; a preempted sequence keeps them and computes them again.
         blocks: cache blocks held.
-        begun_ps: when it was admitted last.
+        begun_ps: when it was admitted last, by a worker that hands over what it has done.
         host_blocks: blocks that it holds in host memory: it was preempted by swapping, and comes back with what was
             computed.
         client: on whose behalf, to schedulers that are fair.

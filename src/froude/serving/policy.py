@@ -105,13 +105,10 @@ class Sequence:
 
 
 class Waiting(Protocol):
-    """The waiting queue, in the scheduler's order."""
+    """The waiting queue, in the scheduler's order; ask ``if waiting`` rather than for its length."""
 
     def __len__(self) -> int:
         """Sequences waiting."""
-
-    def __bool__(self) -> bool:
-        """Whether any is; cheaper than the length."""
 
     def peek(self) -> Sequence:
         """The next one, left in place."""

@@ -24,13 +24,15 @@ def roofline(device: str = "h100-sxm", stack: str = "megatron") -> Roofline:
 
 
 @settings(max_examples=60, deadline=None)
-@given(m=sizes, k=sizes, n=sizes, device=st.sampled_from(DEVICES), grow=st.sampled_from("mkn"), by=st.integers(1, 9000))
+@given(m=sizes, k=sizes, n=sizes, device=st.sampled_from(DEVICES), grow=st.sampled_from("mkn"), by=st.integers(1, 1100))
 def test_products_take_longer_when_larger_and_never_beat_the_roofline(
     m: int, k: int, n: int, device: str, grow: str, by: int
 ) -> None:
     model = roofline(device)
-    small = Matmul(name="x", m=m, k=k, n=n)
-    large = Matmul(name="x", **{"m": m, "k": k, "n": n, grow: {"m": m, "k": k, "n": n}[grow] + by})
+    size = {"m": m, "k": k, "n": n}
+    small = Matmul(name="x", **size)
+    # By whole eights: one word more may bring rows to where matrix units want them.
+    large = Matmul(name="x", **{**size, grow: size[grow] + 8 * by})
     seconds = model.operator(small).seconds
     assert model.operator(large).seconds >= seconds * (1 - 1e-12)
     hardware = model.cluster.device
@@ -270,3 +272,22 @@ def test_fused_softmax_takes_sequences_times_heads_in_fours() -> None:
 
     assert per_head(1, 2) > 1.5 * per_head(2, 2)
     assert per_head(4, 1) == pytest.approx(per_head(2, 2))
+
+
+def test_rows_that_begin_anywhere_slow_a_product_down() -> None:
+    model = roofline("a100-sxm-80gb")
+
+    def seconds(words: int) -> float:
+        return float(model.operator(Matmul(name="lm-head", m=8192, k=2048, n=words)).seconds)
+
+    assert seconds(50257) > 2 * seconds(50304)  # GPT-2's vocabulary, and padded to a multiple of 128
+    assert seconds(50304) < seconds(50300) < seconds(50257)
+
+
+def test_traces_hide_no_collective_and_drain_between_layers() -> None:
+    traced, running = roofline(stack="vtrain"), roofline(stack="megatron-deepspeed")
+    together = [float(model.pass_s(2e-3, 1e-3, 4e-3, 5e-4)) for model in (traced, running)]
+    assert together[0] >= 4e-3 + 1e-3 + 5e-4
+    assert together[0] - together[1] >= traced.constants["host.traced.drain_s"]
+    assert traced.step_overhead_s() == 0.0 < running.step_overhead_s()
+    assert traced.straggling(8) == 1.0

@@ -115,6 +115,8 @@ def test_blank_settings_are_completed_and_named() -> None:
     blank = run_of({**row, "source": "vTrain (MICRO24)", "vocab": None, "sp": None, "zero_stage": None})
     assert {"vocab", "sequence_parallel", "zero_stage"} <= set(blank.assumed)
     assert blank.stack.host == "hooked"
+    traced = run_of({**row, "source": "vTrain (MICRO24)", "where": "data/ground_truth_single.csv", "recompute": "full"})
+    assert (traced.stack.host, traced.layout.recompute) == ("traced", "none")  # its figures contradict its column
     with pytest.raises(Unusable, match="not stated"):
         run_of({**row, "hidden": None})
 

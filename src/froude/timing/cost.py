@@ -99,8 +99,13 @@ class CostModel(ABC):
         """Host time to start ``kernels`` kernels."""
 
     @abstractmethod
-    def with_host(self, device_s: Array, host_s: Array) -> Array:
-        """What work takes on a device that its host must keep supplied: about the larger of the two."""
+    def pass_s(self, computed_s: Array, communicated_s: Array, kernels_s: Array, collectives_s: Array) -> Array:
+        """What a pass takes on a device that its host must keep supplied.
+
+        Args:
+            computed_s, communicated_s: device time of its kernels, and of its blocking collectives.
+            kernels_s, collectives_s: host time to start either.
+        """
 
     @abstractmethod
     def exposed_tensor(self) -> float:

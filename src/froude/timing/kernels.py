@@ -204,6 +204,7 @@ def gemm_compute_s(op: Matmul, rates: Rates, tiles: str = "gemm.tiles") -> Array
     rate = rates.flops(op.dtype)
     if rates.own_machine:
         return op.flops / rate
+    aligned = _alignment_speed(op, rates)
     units = rates.device.multiprocessors
     ramp, rounding = rates.constants["gemm.ramp_k"], rates.constants["gemm.wave_rounding"]
     m, k, n, batch = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in (op.m, op.k, op.n, op.batch)))
@@ -212,8 +213,19 @@ def gemm_compute_s(op: Matmul, rates: Rates, tiles: str = "gemm.tiles") -> Array
     exact = np.ceil(m / rows) * np.ceil(n / columns) * (batch * split / units)
     waves = rounding * np.ceil(exact) + (1.0 - rounding) * np.maximum(exact, 1.0)
     per_unit = 2.0 * rows * columns / (speed * rate / units)
-    seconds: Array = np.min(waves * per_unit * (k / split + ramp), axis=0)
+    seconds: Array = np.min(waves * per_unit * (k / split + ramp), axis=0) / aligned
     return seconds
+
+
+def _alignment_speed(op: Matmul, rates: Rates) -> Array:
+    """Speed of a product whose rows do not begin at multiples of 16 bytes, which is how wide matrix units are fed."""
+    speeds = rates.constants.structured("gemm.alignment")
+    row_bytes = [np.floor(size) * op.element_bytes for size in (op.k, op.n)]
+    speed: Array = 1.0
+    for width in (16, 4):  # copies of 4 and 8 bytes bypass registers as those of 16 do; shorter ones cannot
+        missed = [np.not_equal(np.mod(size, width), 0.0) for size in row_bytes]
+        speed = np.where(missed[0] | missed[1], speeds[f"below {width}"], speed)
+    return speed
 
 
 def _choices(constants: Constants, tiles: str) -> tuple[Floats, ...]:

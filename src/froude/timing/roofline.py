@@ -152,9 +152,17 @@ class Roofline(CostModel):
         """Host time to start ``kernels`` kernels."""
         return kernels * self.rates.launch_s()
 
-    def with_host(self, device_s: Array, host_s: Array) -> Array:
-        """What a layer takes when the host must start its kernels meanwhile."""
-        return smooth_max(device_s, host_s, self.constants["host.smoothness"])
+    def pass_s(self, computed_s: Array, communicated_s: Array, kernels_s: Array, collectives_s: Array) -> Array:
+        """About the larger of device time and host time.
+
+        Traces of single layers show what waiting for the host adds to kernels, the device drained before and after;
+        collectives that a simulator puts between them hide none of it.
+        """
+        power = self.constants["host.smoothness"]
+        if self.stack.host == "traced":
+            alone = smooth_max(computed_s, kernels_s, power)
+            return alone + self.constants["host.traced.drain_s"] + communicated_s + collectives_s
+        return smooth_max(computed_s + communicated_s, kernels_s + collectives_s, power)
 
     def exposed_tensor(self) -> float:
         """Fraction of tensor-parallel communication that this stack cannot hide alongside its products."""
@@ -166,8 +174,12 @@ class Roofline(CostModel):
 
     def step_overhead_s(self) -> float:
         """Time of a step that belongs to no layer."""
-        return 0.0 if self.rates.own_machine else self.constants["step.overhead_s"]
+        if self.rates.own_machine or self.stack.host == "traced":
+            return 0.0
+        return self.constants["step.overhead_s"]
 
     def straggling(self, nodes: Array) -> Array:
-        """Factor by which the slowest of ``nodes`` nodes stretches a synchronous step."""
+        """Factor by which the slowest of ``nodes`` nodes stretches a synchronous step; added-up traces know none."""
+        if self.stack.host == "traced":
+            return 1.0
         return 1.0 + self.constants["step.straggler_per_doubling"] * np.log2(np.maximum(nodes, 1))

@@ -12,7 +12,7 @@ from froude.core.spec import Spec
 
 AttentionKernel = Literal["unfused", "fused-softmax", "flash-1", "flash-2", "flash-3", "flash-te"]
 Fusion = Literal["unfused", "fused", "transformer-engine"]
-Host = Literal["hooked", "modules", "eager", "compiled", "partial-graphs", "graphs"]
+Host = Literal["hooked", "modules", "eager", "compiled", "partial-graphs", "graphs", "traced"]
 
 
 class Stack(Spec):
@@ -24,7 +24,8 @@ class Stack(Spec):
         attention_products: attention of 8-bit jobs in 16 bits, or in 8 as well.
         fusion: how far elementwise work is fused.
         host: how kernels are started: Python with per-layer hooks, an engine's modules, eager Python, a compiled
-            program, CUDA graphs of all but the routed experts, CUDA graphs.
+            program, CUDA graphs of all but the routed experts, CUDA graphs; or not at all, where a simulator added up
+            traces of single layers.
         tensor_overlap: tensor-parallel collectives alone, or in chunks alongside the products.
         gradient_overlap: data-parallel gradients (and ZeRO's parameters) alone, or by buckets alongside the backward
             (forward) pass.

@@ -138,9 +138,12 @@ def price_pass(items: Sequence[Operator | Collective], model: CostModel) -> tupl
     # What other work hides of the exchanges of routed tokens takes as long as that work at most.
     hidden = np.minimum(routed.seconds * (1.0 - model.exposed_exchange()), computed.seconds)
     exchange = exchange + Cost(routed.seconds - hidden, routed.demands, routed.source)
-    busy = computed + tensor + exchange
-    host_s = model.host_s(items)
-    return Cost(model.with_host(busy.seconds, host_s), busy.demands, busy.source), tensor, exchange
+    communicated = tensor + exchange
+    busy = computed + communicated
+    kernels_s = model.host_s([item for item in items if not isinstance(item, Collective)])
+    collectives_s = model.host_s([item for item in items if isinstance(item, Collective)])
+    seconds = model.pass_s(computed.seconds, communicated.seconds, kernels_s, collectives_s)
+    return Cost(seconds, busy.demands, busy.source), tensor, exchange
 
 
 def _sync(sync: Sync | None, model: CostModel) -> dict[BlockName, Cost]:

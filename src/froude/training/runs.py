@@ -77,8 +77,8 @@ class _Row:
     assumed: list[str] = field(default_factory=list)
 
     def get(self, column: str, name: str, otherwise: Any = None) -> Any:
-        """The row's cell, else its source's default ``name``, else ``otherwise``."""
-        value = self.cells.get(column)
+        """The row's cell, unless its source's figures contradict it, else the source's default ``name``."""
+        value = self.defaults.get("corrected", {}).get(column, self.cells.get(column))
         if value is not None and value != "":
             return value
         self.assumed.append(name)

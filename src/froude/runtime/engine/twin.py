@@ -60,7 +60,8 @@ CONTENTION: dict[str, Any] = {
     "max_tokens": 120,
 }
 CONTENTION_SHARE = 1.2
-ROUNDS = 3
+PIECE_S = 1.5  # of a load at a time: the pace of a machine wanders within seconds, and only slices close by can tell
+CONTEST_S = 4.0  # of the contended load at a time: queues need seconds to build up
 _CALM = 0.03  # part of the time that an otherwise idle machine takes for itself
 
 
@@ -234,14 +235,16 @@ class _Session:
         per_s = self._capacity(MIX)
         self.slice_rate = CALIBRATED_SHARE * per_s
         most = {mix: self._capacity(mix) for mix in dict.fromkeys(mix for _, mix, _ in LOADS)}
-        loads = [(name, self._at({"trace": mix}, share * most[mix])) for name, mix, share in LOADS]
+        loads = [(name, self._at({"trace": mix}, share * most[mix], PIECE_S)) for name, mix, share in LOADS]
         contended = []
         if self.base.engine == "froude":
             rate = CONTENTION_SHARE * per_s
-            contended = [(n, self._at({**CONTENTION, "scheduler": n, **knobs}, rate)) for n, knobs in SCHEDULERS]
+            contended = [
+                (n, self._at({**CONTENTION, "scheduler": n, **knobs}, rate, CONTEST_S)) for n, knobs in SCHEDULERS
+            ]
         half = 0.5 if contended else 1.0
-        pieces = self._by_turns(loads, 0.1, half)
-        contests = self._by_turns(contended, half, 1.0)
+        pieces = self._by_turns(loads, PIECE_S, 0.1, half)
+        contests = self._by_turns(contended, CONTEST_S, half, 1.0)
         fitted = fit_iteration_time([m for part in self.slices for m in part])
         found = EngineCheck(self.base.engine, fitted.iterations, fitted.median_ape)
         for name, _ in loads:
@@ -257,18 +260,22 @@ class _Session:
             found.schedulers.append(_compare(own, [fitted.time.scaled(pace) for pace in paces]))
         return found
 
-    def _by_turns(self, loads: list[tuple[str, ServeSpec]], begun: float, done: float) -> list[_Piece]:
+    def _by_turns(self, loads: list[tuple[str, ServeSpec]], piece_s: float, begun: float, done: float) -> list[_Piece]:
+        rounds = self._rounds(piece_s)
         pieces = []
-        for number in range(ROUNDS):
+        for number in range(rounds):
             for place, (name, spec) in enumerate(loads):
-                part = (number * len(loads) + place) / (ROUNDS * len(loads))
+                part = (number * len(loads) + place) / (rounds * len(loads))
                 self.say(name, begun + (done - begun) * part)
-                self._slice()
+                self._slice(rounds)
                 spec = spec.model_copy(update={"seed": spec.seed + number})
                 pieces.append(_Piece(name, spec, self._serve(spec), len(self.slices)))
         if loads:
-            self._slice()
+            self._slice(rounds)
         return pieces
+
+    def _rounds(self, piece_s: float) -> int:
+        return max(1, round(self.seconds / piece_s))
 
     def _level(self, iteration_time: FittedIterationTime, first: int, last: int) -> float:
         """The machine's pace in those slices."""
@@ -281,13 +288,13 @@ class _Session:
         log = self._serve(spec)
         return len(log.requests) / log.duration_s
 
-    def _at(self, change: dict[str, Any], rate: float) -> ServeSpec:
-        requests = max(8, round(rate * self.seconds / ROUNDS))
+    def _at(self, change: dict[str, Any], rate: float, piece_s: float) -> ServeSpec:
+        requests = max(8, round(rate * self.seconds / self._rounds(piece_s)))
         update = {**change, "rate": rate, "requests": requests, "seed": self.base.seed + 1}
         return self.base.model_copy(update=update)
 
-    def _slice(self) -> None:
-        requests = max(6, round(self.slice_rate * self.seconds / ROUNDS / 3))
+    def _slice(self, rounds: int) -> None:
+        requests = max(6, round(self.slice_rate * self.seconds / rounds / 3))
         seed = self.base.seed + 1000 + len(self.slices)
         spec = self.base.model_copy(update={"rate": self.slice_rate, "requests": requests, "seed": seed})
         self.slices.append([iteration.measured for iteration in self._serve(spec).iterations])

@@ -109,3 +109,25 @@ def test_command(capsys, tmp_path, monkeypatch):
     told = json.loads(capsys.readouterr().out)
     assert told["recommended"]["attained"] >= 0.9 and told["recommended"]["launch"][0].startswith("vllm serve")
     assert "<svg" in (tmp_path / "report.html").read_text() and "vllm serve" in (tmp_path / "launch.sh").read_text()
+
+
+def test_stages_where_links_are_slow():
+    """A model too large for a device, without NVLink: stages hold more than slices of every layer."""
+    how = {"rate": 1.0, "slo": "ttft=10,tpot=0.5", "schedulers": "vllm-v1:512", "requests": 200}
+    trace = "lognormal:in=600,out=60,cv=1"
+    found = plan_serve("qwen2.5-32b", "l40s", trace, tensor_parallel=(1, 2), pipeline_parallel=(1, 2), **how)
+    held = {kind.deployment.layout: kind.max_rps for kind in found.candidates}
+    assert set(held) == {"tp=2", "tp=1, pp=2", "tp=2, pp=2"}
+    assert held["tp=1, pp=2"] > held["tp=2"]
+    held_by_slices = held["tp=2"]
+    found = plan_serve(
+        "qwen2.5-32b",
+        "l40s",
+        trace,
+        tensor_parallel=(1, 2),
+        pipeline_parallel=(1, 2),
+        **(how | {"rate": (held_by_slices + held["tp=1, pp=2"]) / 2}),
+    )
+    best = found.fleets[0]
+    assert best.devices == 2 and best.json()["replicas"][0]["pp"] == 2
+    assert "--pipeline-parallel-size 2" in best.launch()[0] and "--max-num-batched-tokens 512" in best.launch()[0]

@@ -79,6 +79,7 @@ def serve(
     attainment: Annotated[float, typer.Option(help="Share of requests that must meet all targets.")] = 0.9,
     max_usd_per_hour: Annotated[float | None, typer.Option(help="Refuse fleets that cost more.")] = None,
     tp: Annotated[str, typer.Option(help="Degrees of tensor parallelism to try.")] = "1,2,4,8",
+    pp: Annotated[str, typer.Option(help="Numbers of pipeline stages to try.")] = "1",
     schedulers: Annotated[
         str | None, typer.Option(help="NAME or NAME:TOKENS, to try; the engine's own with 512 and 2048 tokens.")
     ] = None,
@@ -97,10 +98,12 @@ def serve(
     from froude.reports.bench import Progress
     from froude.reports.fleet import show_fleets, write_fleet_report
 
-    try:
-        degrees = [int(part) for part in tp.split(",")]
-    except ValueError:
-        raise InvalidValueError("tp", tp, "is not a list of numbers of devices, such as 1,2,4") from None
+    def listed(field: str, text: str) -> list[int]:
+        found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+        if min(found) < 1:
+            raise InvalidValueError(field, text, "is not a list of numbers of devices, such as 1,2,4")
+        return found
+
     with Progress() as progress:
         found = plan_serve(
             model,
@@ -110,7 +113,8 @@ def serve(
             slo=slo,
             attainment=attainment,
             max_usd_per_hour=max_usd_per_hour,
-            tensor_parallel=degrees,
+            tensor_parallel=listed("tp", tp),
+            pipeline_parallel=listed("pp", pp),
             schedulers=schedulers,
             requests=requests,
             seed=seed,

@@ -74,7 +74,7 @@ class Launcher:
             "pipeline_parallel": deployment.pipeline_parallel,
             "expert_parallel": deployment.expert_parallel,
             "max_seqs": scheduler.max_seqs,
-            "chunk_tokens": scheduler.max_batched_tokens,
+            "chunk_tokens": scheduler.max_batched_tokens // deployment.pipeline_parallel,
             "gpu_memory_utilization": deployment.pool.memory_fraction,
             "prefix_cache": deployment.prefix_cache,
             "precision": deployment.engine.precision,

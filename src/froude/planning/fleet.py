@@ -74,7 +74,8 @@ class Candidate:
     @property
     def scheduler(self) -> str:
         """Scheduler and token budget."""
-        return f"{self.deployment.scheduler.name}:{self.deployment.scheduler.max_batched_tokens}"
+        scheduler = self.deployment.scheduler
+        return f"{scheduler.name}:{scheduler.max_batched_tokens // self.deployment.pipeline_parallel}"
 
     @property
     def worker(self) -> Worker:
@@ -87,6 +88,7 @@ class Candidate:
         return {
             "device": self.device,
             "tp": self.deployment.tensor_parallel,
+            "pp": self.deployment.pipeline_parallel,
             "scheduler": self.scheduler,
             "usd_per_hour": self.usd_per_hour,
             "saturated_rps": self.saturated_rps,
@@ -115,7 +117,7 @@ class Fleet:
     @property
     def devices(self) -> int:
         """How many, of all kinds."""
-        return sum(kind.deployment.tensor_parallel * count for kind, count in self.replicas)
+        return sum(kind.deployment.devices * count for kind, count in self.replicas)
 
     @cached_property
     def e2e_p90_s(self) -> float:
@@ -134,6 +136,7 @@ class Fleet:
                 {
                     "device": kind.device,
                     "tp": kind.deployment.tensor_parallel,
+                    "pp": kind.deployment.pipeline_parallel,
                     "scheduler": kind.scheduler,
                     "count": count,
                 }
@@ -223,6 +226,7 @@ def plan_serve(
     attainment: float = 0.9,
     max_usd_per_hour: float | None = None,
     tensor_parallel: Iterable[int] = DEGREES,
+    pipeline_parallel: Iterable[int] = (1,),
     schedulers: str | None = None,
     requests: int | None = None,
     seed: int = 0,
@@ -240,6 +244,7 @@ def plan_serve(
         attainment: share of requests that must meet all of them.
         max_usd_per_hour: more than that is refused.
         tensor_parallel: degrees to try, where they divide the model and fit a node.
+        pipeline_parallel: numbers of stages to try, of each of those degrees.
         schedulers: names, with token budgets after a colon; by default the engine's own with 512 and with 2048 tokens.
         requests: of the load that fleets are simulated on; by default three minutes of it.
         seed: of the arrivals.
@@ -266,9 +271,10 @@ def plan_serve(
     schedulers = schedulers or f"{own}:512,{own}:2048"
     search = _Search(load, targets, attainment, seed, _HORIZON_S if requests is None else requests / rate)
     warnings: list[str] = []
-    candidates = _candidates(arch, named, tuple(tensor_parallel), schedulers, deployment, warnings)
+    layouts = [(tp, pp) for pp in pipeline_parallel for tp in tensor_parallel]
+    candidates = _candidates(arch, named, layouts, schedulers, deployment, warnings)
     for kind in candidates:
-        progress(f"{kind.device}, tp={kind.deployment.tensor_parallel}, {kind.scheduler}")
+        progress(f"{kind.device}, {kind.deployment.layout}, {kind.scheduler}")
         search.measure(kind)
     able = [c for c in candidates if c.max_rps > 0]
     if not able:
@@ -297,7 +303,7 @@ def plan_serve(
 def _candidates(
     arch: Architecture,
     devices: list[str | Cluster],
-    degrees: tuple[int, ...],
+    layouts: list[tuple[int, int]],
     schedulers: str,
     more: dict[str, Any],
     warnings: list[str],
@@ -313,7 +319,7 @@ def _candidates(
             continue
         why = ""
         before = len(found)
-        for degree in degrees:
+        for degree, stages in layouts:
             if degree > machines.devices_per_node or arch.heads % degree:
                 continue
             shared: Deployment | None = None
@@ -323,7 +329,12 @@ def _candidates(
                 scheduler = SCHEDULERS.create(name, **knobs)
                 try:
                     built = build_deployment(
-                        arch, machines.resized(degree), tensor_parallel=degree, scheduler=scheduler, **more
+                        arch,
+                        machines.resized(degree * stages),
+                        tensor_parallel=degree,
+                        pipeline_parallel=stages,
+                        scheduler=scheduler,
+                        **more,
                     )
                 except FroudeError as error:
                     why = str(error)
@@ -331,7 +342,7 @@ def _candidates(
                 if shared is not None:  # tables of prices are filled as they are needed: keep one for all schedulers
                     built = replace(built, time=shared.time)
                 shared = built
-                found.append(Candidate(built, price * degree))
+                found.append(Candidate(built, price * degree * stages))
         if len(found) == before:
             refused.append(why or f"{machines.device.name}: no degree of tensor parallelism can be used")
     if not found:
@@ -458,9 +469,9 @@ class _Search:
 
 def _best_schedulers(able: list[Candidate]) -> list[Candidate]:
     """Of candidates on the same devices the one that holds most."""
-    kinds: dict[tuple[str, int], Candidate] = {}
+    kinds: dict[tuple[str, str], Candidate] = {}
     for kind in able:
-        place = (kind.device, kind.deployment.tensor_parallel)
+        place = (kind.device, kind.deployment.layout)
         if place not in kinds or kinds[place].max_rps < kind.max_rps:
             kinds[place] = kind
     return list(kinds.values())

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from froude.planning.fleet import Fleet, ServePlan
 
 _FLEETS = ("fleet", "devices", "per hour", "per M output", "in target", "TTFT p90", "TPOT p90", "end to end p90", "")
-_CANDIDATES = ("device", "tp", "scheduler", "per hour", "requests/s", "per M requests", "")
+_CANDIDATES = ("device", "layout", "scheduler", "per hour", "requests/s", "per M requests", "")
 _LISTED = 12
 
 
 def name_of(fleet: Fleet) -> str:
-    """Such as ``2 x h100-sxm + 1 x l40s (tp 2)``."""
+    """Such as ``2 x h100-sxm + 1 x l40s (tp=2)``."""
     parts = []
     for kind, count in fleet.replicas:
-        degree = kind.deployment.tensor_parallel
-        parts.append(f"{count} x {kind.device}" + (f" (tp {degree})" if degree > 1 else ""))
+        layout = kind.deployment.layout
+        parts.append(f"{count} x {kind.device}" + (f" ({layout})" if kind.deployment.devices > 1 else ""))
     return " + ".join(parts)
 
 
@@ -53,7 +53,7 @@ def _candidate_rows(found: ServePlan) -> list[tuple[str, ...]]:
         rows.append(
             (
                 kind.device,
-                str(told["tp"]),
+                kind.deployment.layout,
                 kind.scheduler,
                 usd(kind.usd_per_hour),
                 f"{kind.max_rps:.3g}",
@@ -119,7 +119,7 @@ def write_fleet_report(found: ServePlan, folder: str | os.PathLike[str]) -> Path
     page.heading("What one replica holds alone").table(_CANDIDATES, _candidate_rows(found), left=3)
     lines = ["#!/bin/sh", f"# {_title(found)}: {name_of(found.fleets[0])}"]
     for (kind, count), command in zip(found.fleets[0].replicas, found.fleets[0].launch(), strict=True):
-        lines += [f"# on each of {count} x {kind.deployment.tensor_parallel} {kind.device}:"]
+        lines += [f"# on each of {count} x {kind.deployment.devices} {kind.device}:"]
         lines += [command or f"# {kind.deployment.engine.name} has no launch command for {kind.scheduler}"]
     page.heading("Launch").code("\n".join(lines[2:]))
     page.heading("Assumptions")

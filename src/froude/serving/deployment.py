@@ -99,6 +99,12 @@ class Deployment:
         return self.tensor_parallel * self.data_parallel * self.pipeline_parallel
 
     @property
+    def layout(self) -> str:
+        """How a replica is spread over them, such as ``tp=2, pp=4``."""
+        more = (("dp", self.data_parallel), ("pp", self.pipeline_parallel))
+        return f"tp={self.tensor_parallel}" + "".join(f", {name}={ways}" for name, ways in more if ways > 1)
+
+    @property
     def devices(self) -> int:
         """Devices in use."""
         if self.prefill is None:
@@ -223,9 +229,7 @@ def _check_room(needed: int, built: Deployment) -> None:
     if needed <= built.cluster.count:
         return
     each = built.each_devices
-    size = f"tp={built.tensor_parallel}" + (f", dp={built.data_parallel}" if built.data_parallel > 1 else "")
-    size += f", pp={built.pipeline_parallel}" if built.pipeline_parallel > 1 else ""
-    why = f"of {size} need {needed} devices and the cluster has {built.cluster.count}"
+    why = f"of {built.layout} need {needed} devices and the cluster has {built.cluster.count}"
     most = built.cluster.count // each
     raise InvalidValueError("replicas", built.replicas, f"{why}; at most {most} fit" if most else why)
 

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from froude.training.accuracy import NORMAL_80
+from froude.core.estimate import NORMAL_80
 from froude.training.measured import check_train
 from froude.training.scores import MIN_ROWS
 

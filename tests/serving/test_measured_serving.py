@@ -102,15 +102,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert (found["rows"], found["evaluated"]) == (3, 2)
     assert found["skipped"] == [{"id": "3", "reason": "disaggregated prefill and decoding"}]
     assert set(found["by_metric"]) == {"tpot_ms", "ttft_ms"}
-    assert set(found["by_metric"]["tpot_ms"]) == {"n", "median_ape", "p90_ape", "bias"}
+    assert set(found["by_metric"]["tpot_ms"]) == {"n", "median_ape", "p90_ape", "bias", "coverage"}
     assert list(found["by_cell"]) == ["meta-llama/Llama-3.1-70B|b200-sxm|vllm"]
     with pytest.raises(FroudeError, match="no such file"):
         check_serve(tmp_path / "nothing.csv")
 
 
 def test_cells_count_alike() -> None:
-    big = [Scored(str(i), "a", "tpot_ms", 1.1, 1.0) for i in range(9)]
-    check = ServeCheck(10, (*big, Scored("x", "b", "tpot_ms", 1.5, 1.0)), ())
+    big = [Scored(str(i), "a", "tpot_ms", 1.1, 1.0, 0.15) for i in range(9)]
+    check = ServeCheck(10, (*big, Scored("x", "b", "tpot_ms", 1.5, 1.0, 0.15)), ())
     assert check.by_metric()["tpot_ms"].median_ape == pytest.approx(0.3)
 
 

@@ -264,3 +264,19 @@ def test_a_load_that_is_too_much_is_said(rate, says):
 def test_disaggregation_serves_requests_that_wait_for_others(trace, how):
     found = simulate_serve("llama-3.1-8b", "h100-sxm:2", trace, disaggregate="1:1", requests=20, **how)
     assert found.json()["completed"] == 20
+
+
+def test_intervals_hold_the_means_and_follow_what_is_known():
+    how = {"rate": 5.0, "requests": 400}
+    dense = simulate_serve("llama-3.1-8b", "h100-sxm:1", "lognormal:in=1000,out=200,cv=1", **how)
+    experts = simulate_serve("qwen3-30b-a3b", "h100-sxm:1", "lognormal:in=1000,out=200,cv=1", **how)
+    for found in (dense, experts):
+        assert all(e.low < e.value < e.high for e in found.intervals.values())
+        assert found.intervals["ttft_s"].value == found.json()["ttft_s"]["mean"]
+    wide = [found.intervals["tpot_s"].high / found.intervals["tpot_s"].value for found in (dense, experts)]
+    assert 1.1 < wide[0] < wide[1]
+    # An engine that keeps up puts out what arrives; a closed loop gets what the engine can do.
+    kept = dense.intervals["output_tokens_per_s"]
+    how = {"concurrency": 64, "requests": 400}
+    full = simulate_serve("llama-3.1-8b", "h100-sxm:1", "lognormal:in=1000,out=200,cv=1", **how)
+    assert kept.high / kept.low < 1.1 < full.intervals["output_tokens_per_s"].high / full.json()["output_tokens_per_s"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NORMAL_80 = 1.2816
+"""Standard deviations either side of the mean that hold 80% of a normal distribution."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

@@ -15,6 +15,8 @@ def show_serve_check(check: ServeCheck) -> None:
     rows = [[cell.replace("|", "  "), *_cells(scores)] for cell, scores in check.by_cell().items()]
     rows.append(["cells weighted equally", *_cells(check.by_metric())])
     print_table("Serving: median error (bias)", ["model, device, engine", *_NAMES.values()], rows)
+    held = ", ".join(f"{_NAMES[name]} {percent(score.coverage)}" for name, score in check.by_metric().items())
+    console().print(f"inside their 80% intervals: {held}")
     console().print(f"{len(check.skipped)} of {check.rows} rows skipped")
     for reason, count in Counter(item.reason for item in check.skipped).most_common(12):
         console().print(f"  {count:4d}  {reason}", soft_wrap=True)

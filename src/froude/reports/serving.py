@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from froude.serving.result import ServeResult
 
 _GRID = 400  # points of a picture over time
-_COLUMNS = ("", "mean", "p50", "p90", "p99")
+_COLUMNS = ("", "mean", "80% interval", "p50", "p90", "p99")
 _LATENCIES = (
     ("ttft_s", "time to first token"),
     ("tpot_s", "time per output token"),
@@ -24,7 +24,12 @@ _LATENCIES = (
 def _latency_rows(result: ServeResult) -> list[tuple[str, ...]]:
     found = result.json()
     return [
-        (title, *(seconds(found[name][column]) for column in ("mean", "p50", "p90", "p99")))
+        (
+            title,
+            seconds(found[name]["mean"]),
+            f"{seconds(result.intervals[name].low)} - {seconds(result.intervals[name].high)}",
+            *(seconds(found[name][column]) for column in ("p50", "p90", "p99")),
+        )
         for name, title in _LATENCIES
     ]
 
@@ -32,11 +37,12 @@ def _latency_rows(result: ServeResult) -> list[tuple[str, ...]]:
 def _load_rows(result: ServeResult) -> list[tuple[str, str]]:
     found = result.json()
     price, energy = found["usd_per_million_output_tokens"], found["joules_per_output_token"]
+    rate = result.intervals["output_tokens_per_s"]
     slo = ", ".join(f"{name} {seconds(limit)}" for name, limit in result.slo.items())
     rows = [
         ("requests completed", f"{found['completed']:,} of {found['requests']:,}"),
         ("duration", seconds(found["duration_s"])),
-        ("output tokens per second", si(found["output_tokens_per_s"])),
+        ("output tokens per second", f"{si(found['output_tokens_per_s'])} ({si(rate.low)} - {si(rate.high)})"),
         ("all tokens per second", si(found["total_tokens_per_s"])),
         ("requests per second", f"{found['requests_per_s']:.3g}"),
     ]

@@ -23,6 +23,7 @@ from froude.machines.cluster import Cluster
 from froude.machines.device import find_device
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
+from froude.serving.accuracy import serve_spread
 from froude.serving.api import run_deployment
 from froude.serving.deployment import Deployment, build_deployment
 from froude.serving.scores import Scored, ServeCheck
@@ -40,6 +41,7 @@ METRICS = {
     "tokens_per_s_per_gpu": "output_tokens_per_s",
 }
 """Metric of a row -> what it is compared as."""
+_SPREAD = {"ttft_ms": "ttft", "tpot_ms": "tpot", "e2e_ms": "e2e", "output_tokens_per_s": "throughput"}
 
 ROUNDS = 5
 """Requests each client of a closed loop sends where the source does not say: the first wave starts together."""
@@ -150,7 +152,9 @@ def check_serve(path: str | os.PathLike[str], on_progress: Progress | None = Non
         metric = METRICS[cells["metric"]]
         each = run.devices if cells["metric"] == "tokens_per_s_per_gpu" else 1
         cell = "|".join(str(cells[column]) for column in ("model", "device", "engine"))
-        scored.append(Scored(str(cells["id"]), cell, metric, getattr(found, metric), float(cells["value"]) * each))
+        spread = serve_spread(_SPREAD[metric], resolve(run.model), find_device(run.device))
+        value = float(cells["value"]) * each
+        scored.append(Scored(str(cells["id"]), cell, metric, getattr(found, metric), value, spread))
     return ServeCheck(len(rows), tuple(scored), tuple(skipped))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from froude.core.estimate import Estimate
+from froude.serving.accuracy import serve_spread
 from froude.serving.deployment import Deployment
 from froude.serving.metrics import PS, Latencies, summary
 from froude.serving.outcome import Outcome
@@ -118,7 +120,27 @@ class ServeResult:
             **self.moved,
             "usd_per_million_output_tokens": None if usd is None else usd * duration_s / 3600.0 / outputs * 1e6,
             "joules_per_output_token": None if joules is None else joules / outputs,
+            "intervals_80": self.intervals,
         }
+
+    @cached_property
+    def intervals(self) -> dict[str, Estimate]:
+        """80% intervals of the means, from how far measured runs fell from predictions.
+
+        An engine that keeps up puts out what arrives, and only what comes after the last arrival takes longer or
+        shorter; one that works off a queue, or a closed loop, sets the throughput itself.
+        """
+        d, found = self.deployment, self.latencies
+        spread = {name: serve_spread(name, d.arch, d.cluster.device) for name in ("ttft", "tpot", "e2e", "throughput")}
+        means = {f"{name}_s": (name, summary(getattr(found, f"{name}_s"))["mean"]) for name in ("ttft", "tpot", "e2e")}
+        said = "docs/accuracy.md, serving"
+        estimates = {name: Estimate.relative(mean, spread[kind], said) for name, (kind, mean) in means.items()}
+        outputs = int(self.trace.output_tokens[found.request].sum())
+        keeps_up = self.trace.duration_s > 0 and not self._saturation()
+        given_s = float(found.arrival_s[-1]) if keeps_up else 0.0
+        took, wide = self.duration_s - given_s, 1.0 + spread["throughput"]
+        low, value, high = (outputs / (given_s + took * factor) for factor in (wide, 1.0, 1.0 / wide))
+        return {**estimates, "output_tokens_per_s": Estimate(value, low, high, (said,))}
 
     @property
     def assumptions(self) -> list[str]:
@@ -168,6 +190,8 @@ class ServeResult:
             *self._power(),
             *said_of(d.cluster),
             "every request generates exactly the tokens of the trace",
+            "80% intervals are of means, and come from loads like those measured (docs/accuracy.md); queues near "
+            "saturation are less certain",
         ]
 
     def _power(self) -> list[str]:

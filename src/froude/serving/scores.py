@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,21 @@ class Scored:
     metric: str
     predicted: float
     measured: float
+    spread: float  # half-width of its 80% interval, a factor above one
 
 
 @dataclass(frozen=True)
 class Score:
-    """Errors as fractions of the measured value; ``bias`` above 0 predicts too much."""
+    """Errors as fractions of the measured value; ``bias`` above 0 predicts too much.
+
+    ``coverage`` is the share of rows inside their 80% intervals.
+    """
 
     n: int
     median_ape: float
     p90_ape: float
     bias: float
+    coverage: float
 
     @classmethod
     def of(cls, items: Sequence[Scored]) -> Score:
@@ -37,17 +42,22 @@ class Score:
         ratio = np.array([item.predicted / item.measured for item in items])
         error = np.abs(ratio - 1.0)
         bias = float(np.exp(np.mean(np.log(np.maximum(ratio, 1e-9)))) - 1.0)
-        return cls(len(items), float(np.median(error)), float(np.quantile(error, 0.9)), bias)
+        far = np.maximum(ratio, 1.0 / np.maximum(ratio, 1e-9)) - 1.0
+        held = float(np.mean(far <= np.array([item.spread for item in items])))
+        return cls(len(items), float(np.median(error)), float(np.quantile(error, 0.9)), bias, held)
 
     @classmethod
     def alike(cls, scores: Sequence[Score]) -> Score:
         """Scores of cells, each with the same weight."""
-        mean = {name: float(np.mean([getattr(s, name) for s in scores])) for name in ("median_ape", "p90_ape", "bias")}
+        mean = {
+            name: float(np.mean([getattr(s, name) for s in scores]))
+            for name in ("median_ape", "p90_ape", "bias", "coverage")
+        }
         return cls(sum(score.n for score in scores), **mean)
 
     def json(self) -> dict[str, float | int]:
         """For ``check serve``."""
-        return {"n": self.n, "median_ape": self.median_ape, "p90_ape": self.p90_ape, "bias": self.bias}
+        return asdict(self)
 
 
 @dataclass(frozen=True)

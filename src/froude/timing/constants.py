@@ -61,6 +61,11 @@ class Constants:
                 return generation
         return "other"
 
+    def measured(self, device: str) -> bool:
+        """Whether kernels were measured on a device of this generation, and whole training steps fitted."""
+        clock = self.table.get(f"clock.{self.generation(device)}")
+        return clock is not None and clock.prior is not None
+
     def of_generation(self, name: str, device: str) -> float:
         """A number that depends on the instruction generation of a device; ``name.other`` where none is stated."""
         return self[self._of_generation(name, device)]

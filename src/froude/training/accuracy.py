@@ -9,12 +9,10 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from froude.core.estimate import NORMAL_80
 from froude.timing.constants import default_constants
 from froude.training.ledger import memory_constants
 from froude.training.scenario import Scenario
-
-NORMAL_80 = 1.2816
-"""Standard deviations either side of the mean that hold 80% of a normal distribution."""
 
 
 @lru_cache(maxsize=1)
@@ -33,18 +31,11 @@ def step_spread(scenario: Scenario) -> tuple[float, str]:
     kind = "experts" if scenario.architecture.experts else "dense"
     parts = [_deviation("within", kind), _deviation("between", kind)]
     said = f"{parts[0]:.1%} within a site ({kind}) and {parts[1]:.1%} between sites, standard deviations"
-    if not measured_device(scenario.cluster.device.name):
+    if not default_constants().measured(scenario.cluster.device.name):
         parts.append(_deviation("unmeasured"))
         said += f", {parts[-1]:.0%} for a device without measured kernels"
     parts.append(_deviation("stragglers") * math.log2(scenario.cluster.nodes))
     return _half_width(parts), f"{said} (docs/accuracy.md)"
-
-
-def measured_device(name: str) -> bool:
-    """Whether kernels were measured on a device of this generation, and whole steps fitted."""
-    constants = default_constants()
-    clock = constants.table.get(f"clock.{constants.generation(name)}")
-    return clock is not None and clock.prior is not None
 
 
 def _deviation(*path: str) -> float:

@@ -360,8 +360,7 @@ def test_a_decision_that_stands_once_is_stepped():
 
 
 @pytest.mark.parametrize("name", SCHEDULERS.names())
-def test_long_runs_forget_who_left(name, monkeypatch):
-    monkeypatch.setattr("froude.serving.jumper._SPARE", 2)
+def test_long_runs_of_a_tight_cache(name):
     rows = [(7 * i % 50, 5 + 11 * i % 40, 1 + 17 * i % 35) for i in range(200)]
     scheduler = SCHEDULERS.create(name, max_batched_tokens=40, max_seqs=6)
     same(rows, scheduler, AffineIterationTime(10, 2, 1), 30, 4)

@@ -26,10 +26,9 @@ class ClientLines:
         generating: decoding sequences by client, where the executor jumps: each charges a token an iteration.
     """
 
-    def __init__(self, engine: _Engine, weights: tuple[int, int], arrivals: list[Sequence] | None = None) -> None:
-        self.engine, self.arrivals = engine, [] if arrivals is None else arrivals
+    def __init__(self, engine: _Engine, weights: tuple[int, int]) -> None:
+        self.engine = engine
         self.input_weight, self.output_weight = weights
-        self.arrived = 0
         self.generating: dict[int, int] = {}
         self._charged: defaultdict[int, int] = defaultdict(int)  # a client may come from another replica
         self._lines: dict[int, deque[Sequence]] = {}
@@ -80,13 +79,6 @@ class ClientLines:
                 self._lines[client] = deque()
             self._lines[client].append(sequence)
         self._joining.clear()
-
-    def arrive(self, until: int) -> None:
-        """Requests up to that index of the trace have arrived."""
-        for sequence in self.arrivals[self.arrived : until]:
-            self.join(sequence)
-        self.arrived = until
-        self.settle()
 
     def put_back(self, sequence: Sequence) -> None:
         """A preempted sequence returns to the head of its line; a prompt that gave nothing yet is not charged."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from froude.core.errors import FroudeError
 from froude.serving.client_lines import ClientLines
@@ -24,7 +24,6 @@ from froude.serving.queues import FirstComePrefixQueue, FirstComeQueue, KeyedQue
 
 _ID_BITS = 24
 _ID_MASK = (1 << _ID_BITS) - 1
-_SPARE = 256  # dead entries that are not worth taking out
 
 
 class Jumper(Holding):
@@ -42,7 +41,6 @@ class Jumper(Holding):
         outcome: Outcome,
         worker: Worker,
         arrivals: list[Sequence],
-        shared: tuple[list[int], list[int]],
         replica: int = 0,
         cache: PrefixCache | None = None,
         controller: PaceController | None = None,
@@ -50,7 +48,7 @@ class Jumper(Holding):
         super().__init__(parks(worker))
         self.controller = controller
         self.cache = cache
-        self.trace, self.outcome, self.scheduler, self.time = trace, outcome, worker.scheduler, worker.time
+        self.outcome, self.scheduler, self.time = outcome, worker.scheduler, worker.time
         scheduler, block_tokens = worker.scheduler, worker.block_tokens
         self.total_blocks = self.free_blocks = self.least_free = worker.total_blocks
         self.block_tokens = block_tokens
@@ -60,15 +58,15 @@ class Jumper(Holding):
         self.free_host_blocks = worker.swap.host_blocks if worker.swap else 0
         self.copying_ps = 0  # of sequences that move to host memory and back, before the next iteration
         weights = scheduler.service_weights
-        self.lines = ClientLines(self, weights, arrivals) if weights else None
+        self.lines = ClientLines(self, weights) if weights else None
         keyed = bool(trace) and scheduler.key(trace[0]) is not None
         self.queue: FirstComeQueue | KeyedQueue | ClientLines
         if self.lines is not None:
             self.queue = self.lines
         elif keyed:
-            self.queue = KeyedQueue(arrivals, self)
+            self.queue = KeyedQueue(self)
         else:
-            self.queue = FirstComeQueue(arrivals) if cache is None else FirstComePrefixQueue(arrivals, self, cache)
+            self.queue = FirstComeQueue() if cache is None else FirstComePrefixQueue(self, cache)
         self.waiting = self.queue
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
         self.horizon = NO_TIME
@@ -83,13 +81,13 @@ class Jumper(Holding):
         self.counter = 0
         self.prefilling: list[Sequence] = []
         self.decoding = self.decode_blocks = self.context_tokens = 0
+        self.active: dict[int, Sequence] = {}  # running, by id, in order of admission
+        self.finish_at: dict[int, int] = {}  # decoding, by id
         self.completions: list[int] = []
-        self.finish_at, self.place = shared  # by id: 0 unless decoding; -1 unless running, else index in admissions
+        self.dead = 0  # entries of it that no longer hold
         self.growing = [0] * (2 * block_tokens)  # twice end to end, so that any run of residues is one slice
         self.growers = 0
         self.fixed: set[int] = set()  # decoding without growing
-        self.admissions: list[Sequence] = []  # in order of admission, dead entries included
-        self.most_admissions = _SPARE  # before the dead are taken out
 
     # -- what a scheduler sees ---------------------------------------------------------------------------------------
 
@@ -103,29 +101,23 @@ class Jumper(Holding):
 
     def newest(self) -> Sequence:
         """See `View`."""
-        self._drop_dead_tail()
-        sequence = self.admissions[-1]
+        sequence = next(reversed(self.active.values()))
         self._reveal(sequence)
         return sequence
 
     def running(self) -> list[Sequence]:
         """See `View`."""
-        found = [s for at, s in enumerate(self.admissions) if self.place[s.id] == at]
+        found = list(self.active.values())
         for sequence in found:
             self._reveal(sequence)
         return found
 
     # -- changes of state --------------------------------------------------------------------------------------------
 
-    def _drop_dead_tail(self) -> None:
-        admissions, place = self.admissions, self.place
-        while admissions and place[admissions[-1].id] != len(admissions) - 1:
-            admissions.pop()
-
     def _reveal(self, sequence: Sequence) -> None:
         """Bring a decoding sequence's own counts up to date."""
-        finish = self.finish_at[sequence.id]
-        if finish:
+        finish = self.finish_at.get(sequence.id)
+        if finish is not None:
             generated = sequence.output_tokens - (finish - self.counter)
             computed = sequence.prompt_tokens + generated - 1
             blocks = -(-computed // self.block_tokens)
@@ -134,17 +126,7 @@ class Jumper(Holding):
                 sequence.blocks = blocks
 
     def _admit(self, sequence: Sequence) -> None:
-        admissions, place = self.admissions, self.place
-        while admissions and place[admissions[-1].id] != len(admissions) - 1:  # dead
-            admissions.pop()
-        if len(admissions) >= self.most_admissions:  # the dead in between
-            alive = [s for at, s in enumerate(admissions) if place[s.id] == at]
-            for at, other in enumerate(alive):
-                place[other.id] = at
-            admissions[:] = alive
-            self.most_admissions = 2 * len(alive) + _SPARE
-        place[sequence.id] = len(admissions)
-        admissions.append(sequence)
+        self.active[sequence.id] = sequence
         if self.parks:
             sequence.begun_ps = self.now_ps
         self.prefilling.append(sequence)
@@ -181,7 +163,8 @@ class Jumper(Holding):
     def _stop_decoding(self, sequence: Sequence) -> None:
         """A decoding sequence leaves, its counts brought up to date."""
         self._reveal(sequence)
-        self.finish_at[sequence.id] = 0
+        del self.finish_at[sequence.id]
+        self.dead += 1
         self.decoding -= 1
         self.context_tokens -= sequence.computed_tokens
         if self.lines is not None:
@@ -200,10 +183,10 @@ class Jumper(Holding):
     def _release(self, sequence: Sequence) -> None:
         self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
         sequence.blocks = 0
-        self.place[sequence.id] = -1
+        del self.active[sequence.id]
 
     def _preempt(self, sequence: Sequence) -> None:
-        if self.finish_at[sequence.id]:
+        if sequence.id in self.finish_at:
             self._stop_decoding(sequence)
         else:
             self.prefilling.remove(sequence)
@@ -247,6 +230,13 @@ class Jumper(Holding):
                 high = middle
         return low
 
+    def _drop_dead(self) -> None:
+        """Take entries that no longer hold from the top of the heap."""
+        completions, finish_at = self.completions, self.finish_at
+        while completions and finish_at.get(completions[0] & _ID_MASK) != completions[0] >> _ID_BITS:
+            heappop(completions)
+            self.dead -= 1
+
     # -- orders, from a `froude.serving.conductor` -------------------------------------------------------------------
 
     @property
@@ -266,7 +256,7 @@ class Jumper(Holding):
 
     def withdraw(self, sequence: Sequence) -> None:
         """See `froude.serving.conductor.Engine`."""
-        if self.finish_at[sequence.id]:
+        if sequence.id in self.finish_at:
             self._stop_decoding(sequence)
         else:
             self.prefilling.remove(sequence)
@@ -283,17 +273,8 @@ class Jumper(Holding):
         return left
 
     def _lose(self, sequence: Sequence) -> None:
-        """It may go to another engine, for which the shared `finish_at` and `place` then speak: it leaves no trace."""
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens
-        self._forget(sequence)
-
-    def _forget(self, sequence: Sequence) -> None:
-        self.completions[:] = [entry for entry in self.completions if entry & _ID_MASK != sequence.id]
-        heapify(self.completions)
-        self.admissions[:] = [s for at, s in enumerate(self.admissions) if self.place[s.id] == at]
-        for at, other in enumerate(self.admissions):
-            self.place[other.id] = at
 
     def insert(self, sequence: Sequence) -> None:
         """See `froude.serving.conductor.Engine`."""
@@ -319,7 +300,7 @@ class Jumper(Holding):
     def _finish_decoding(self, sequence: Sequence, now: int) -> None:
         """The last token of a decoding sequence is out: `_stop_decoding` and `_complete` in one."""
         size, computed = self.block_tokens, sequence.prompt_tokens + sequence.output_tokens - 1
-        self.finish_at[sequence.id] = 0
+        del self.finish_at[sequence.id]
         self.decoding -= 1
         self.context_tokens -= computed
         if self.lines is not None:
@@ -339,8 +320,7 @@ class Jumper(Holding):
     def _complete(self, sequence: Sequence, now: int) -> None:
         if self.parks:
             self.park(sequence)
-            self.place[sequence.id] = -1
-            self._forget(sequence)
+            del self.active[sequence.id]
         else:
             self._release(sequence)
         self.outcome.finish_ps[sequence.id] = now
@@ -360,8 +340,8 @@ class Jumper(Holding):
         """
         arrivals, queue, outcome = self.arrivals, self.queue, self.outcome
         schedule, segment = self.scheduler.schedule, self.time.segment
-        size, growing, completions, finish_at = self.block_tokens, self.growing, self.completions, self.finish_at
-        trace, place, prefilling, first_ps = self.trace, self.place, self.prefilling, outcome.first_ps
+        size, growing, completions, active = self.block_tokens, self.growing, self.completions, self.active
+        prefilling, first_ps, join = self.prefilling, outcome.first_ps, queue.join
         cache, reserves, lines, swaps = self.cache, self.reserves, self.lines, self.swap is not None
         horizon = self.horizon  # it moves only while this waits at a `yield`
         now = iterations = busy = 0
@@ -375,10 +355,12 @@ class Jumper(Holding):
             if next_arrival <= now:
                 arrived = self.arrived
                 while next_arrival <= now:
+                    join(arrivals[arrived])
                     arrived += 1
                     next_arrival = arrivals[arrived].arrival_ps if arrived < len(arrivals) else NO_TIME
                 self.arrived = arrived
-                queue.arrive(arrived)
+                if lines is not None:
+                    lines.settle()
             if self.orders:
                 self._obey(now)
             if change <= now and (queue or self.decoding or prefilling):
@@ -394,7 +376,7 @@ class Jumper(Holding):
                 left = 1
             rows = self.decoding if decode else 0
             for sequence, _ in prefill:
-                if place[sequence.id] < 0:
+                if sequence.id not in active:
                     self._admit(sequence)
             if not rows and not prefill:
                 if short or decision.preempt:
@@ -418,12 +400,14 @@ class Jumper(Holding):
             # Repeat the decision, jump by jump, until it lapses.
             while True:
                 if prefill:
-                    prompts = [(tokens, s.computed_tokens) for s, tokens in prefill]
-                    first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
+                    prompts = []
                     for sequence, tokens in prefill:
-                        remaining = sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens
-                        if remaining < tokens * count:
-                            count = remaining // tokens
+                        computed = sequence.computed_tokens
+                        prompts.append((tokens, computed))
+                        remaining = sequence.prompt_tokens + sequence.generated_tokens - computed
+                        if remaining < tokens * left:
+                            left = remaining // tokens
+                    first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
                 else:
                     first, slope, count = segment(rows, self.context_tokens + rows, ())
                 if swaps and self.copying_ps:
@@ -431,11 +415,9 @@ class Jumper(Holding):
                 if left < count:
                     count = left
                 if rows:
-                    entry = completions[0]
-                    while finish_at[entry & _ID_MASK] != entry >> _ID_BITS:
-                        heappop(completions)
-                        entry = completions[0]
-                    steps = (entry >> _ID_BITS) - self.counter
+                    if self.dead:
+                        self._drop_dead()
+                    steps = (completions[0] >> _ID_BITS) - self.counter
                     if steps < count:
                         count = steps
                 took = first * count + slope * (count * (count - 1) // 2)
@@ -452,7 +434,9 @@ class Jumper(Holding):
                         1  # what a prompt computes may be there already, or come from another: blocks free up
                     )
                 blocks = 0  # `_blocks_for` in line
-                if rows:
+                if count == 1 and rows:
+                    blocks = growing[-self.counter % size]
+                elif rows:
                     rest = count % size
                     at = (1 - self.counter - rest) % size
                     blocks = self.growers * (count // size) + sum(growing[at : at + rest])
@@ -545,9 +529,9 @@ class Jumper(Holding):
                 if rows and steps == count:
                     counter = self.counter
                     while completions and completions[0] >> _ID_BITS == counter:
-                        sequence = trace[heappop(completions) & _ID_MASK]
-                        if finish_at[sequence.id] == counter:
-                            self._finish_decoding(sequence, now)
+                        self._finish_decoding(active[heappop(completions) & _ID_MASK], now)
+                        if self.dead:
+                            self._drop_dead()
                     rows = self.decoding
                     if on_completion or not rows:
                         break

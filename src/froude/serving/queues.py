@@ -16,19 +16,12 @@ if TYPE_CHECKING:
 class FirstComeQueue(deque[Sequence]):
     """Arrivals in order behind preempted sequences; the head is at the right end, where a deque pops."""
 
-    def __init__(self, arrivals: list[Sequence]) -> None:
-        super().__init__()
-        self.arrivals = arrivals
-        self.arrived = 0
+    join = deque.appendleft  # a request arrives
+    put_back = deque.append  # a preempted sequence returns
 
     def peek(self) -> Sequence:
         """The next one."""
         return self[-1]
-
-    def arrive(self, until: int) -> None:
-        """Requests up to that index of the trace have arrived."""
-        self.extendleft(self.arrivals[self.arrived : until])
-        self.arrived = until
 
     def drain(self) -> list[Sequence]:
         """Take all out."""
@@ -36,16 +29,12 @@ class FirstComeQueue(deque[Sequence]):
         self.clear()
         return left
 
-    def put_back(self, sequence: Sequence) -> None:
-        """A preempted sequence returns."""
-        self.append(sequence)
-
 
 class FirstComePrefixQueue(FirstComeQueue):
     """The same, where the head knows what the prefix cache holds of it."""
 
-    def __init__(self, arrivals: list[Sequence], engine: Jumper, cache: PrefixCache) -> None:
-        super().__init__(arrivals)
+    def __init__(self, engine: Jumper, cache: PrefixCache) -> None:
+        super().__init__()
         self.engine, self.cache = engine, cache
 
     def peek(self) -> Sequence:
@@ -64,10 +53,9 @@ class FirstComePrefixQueue(FirstComeQueue):
 class KeyedQueue:
     """Sequences by the scheduler's key, then id."""
 
-    def __init__(self, arrivals: list[Sequence], engine: Jumper) -> None:
-        self.arrivals, self.engine, self.scheduler = arrivals, engine, engine.scheduler
+    def __init__(self, engine: Jumper) -> None:
+        self.engine, self.scheduler = engine, engine.scheduler
         self.heap: list[tuple[Any, int, Sequence]] = []
-        self.arrived = 0
 
     def __len__(self) -> int:
         return len(self.heap)
@@ -89,18 +77,14 @@ class KeyedQueue:
             self.engine.free_blocks -= self.engine.cache.acquire(sequence)
         return sequence
 
-    def arrive(self, until: int) -> None:
-        """Requests up to that index of the trace have arrived."""
-        for sequence in self.arrivals[self.arrived : until]:
-            self.put_back(sequence)
-        self.arrived = until
-
     def drain(self) -> list[Sequence]:
         """Take all out."""
         left = [sequence for _, _, sequence in sorted(self.heap, key=lambda item: item[:2])]
         self.heap.clear()
         return left
 
-    def put_back(self, sequence: Sequence) -> None:
-        """A sequence joins."""
+    def join(self, sequence: Sequence) -> None:
+        """A request arrives, or a preempted sequence returns."""
         heappush(self.heap, (self.scheduler.key(sequence), sequence.id, sequence))
+
+    put_back = join

@@ -83,13 +83,12 @@ def jump_fleet(
     outcome = Outcome(len(trace))
     arrivals = admissible(trace, outcome, workers)
     waits = concurrency is not None or conductor is not None or any(s.after for s in trace)
-    shared = ([0] * len(trace), [-1] * len(trace))
     caches = make_caches(workers, prefix_unit_tokens)
     engines = []
     for index, (worker, cache) in enumerate(zip(workers, caches, strict=True)):
         known = arrivals if len(workers) == 1 and not waits else []
         controller = controllers[index] if controllers else None
-        engines.append(Jumper(trace, outcome, worker, known, shared, index, cache, controller))
+        engines.append(Jumper(trace, outcome, worker, known, index, cache, controller))
     with uncollected():
         if len(engines) > 1 and router is None:
             raise LookupError("several replicas need a router")

@@ -49,6 +49,14 @@ class PowerModel:
         scale: Array = clock * voltage**2
         return scale
 
+    def clock_at(self, scale: float) -> float:
+        """The relative clock at which the dynamic power of the cores is ``scale`` times that at full clock; 1 at most."""
+        low, high = self.min_clock, 1.0
+        for _ in range(50):  # bisection: power rises with the clock
+            middle = (low + high) / 2
+            low, high = (middle, high) if float(self.dynamic_scale(middle)) <= scale else (low, middle)
+        return low
+
     def watts(self, compute: Array, memory: Array = 0.0, clock: Array = 1.0) -> Array:
         """Draw when cores are busy a fraction ``compute`` of the time and memory a fraction ``memory``.
 

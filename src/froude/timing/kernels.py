@@ -19,6 +19,7 @@ import numpy as np
 
 from froude.core.arrays import Array, Floats
 from froude.machines.device import Device
+from froude.machines.power import PowerModel
 from froude.models.operator import (
     BYTES_PER_ELEMENT,
     Attention,
@@ -44,6 +45,7 @@ class Work:
         launches: kernels that the host starts; as many as run one after the other unless some run beside each other.
         host_s: what the host does beside starting them.
         stall_s: what the device waits for its host meanwhile.
+        apart_s: passes that run before it as kernels of their own, and hide behind nothing of it.
     """
 
     compute_s: Array
@@ -52,6 +54,7 @@ class Work:
     launches: Array | None = None
     host_s: Array = 0.0
     stall_s: Array = 0.0
+    apart_s: Array = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,21 @@ class Rates:
             ratio = device.peak_flops.get(dtype, 0.0) / device.peak_flops.get("fp32", np.inf)
             return device.measured["gemm_flops"] * (ratio or 1.0)
         sustained = "clock" if self.stack.load == "sustained" else "mixed_clock"
-        return self._burst(dtype) * self.constants.of_generation(sustained, device.name) * self.clock
+        clock = self.constants.of_generation(sustained, device.name)
+        if self.stack.load == "sustained":
+            clock = self._cooler(clock, dtype)
+        return self._burst(dtype) * clock * self.clock
+
+    def _cooler(self, clock: float, dtype: str) -> float:
+        """What a long job of products in ``dtype`` sustains where one of products in 16 bits sustains ``clock``.
+
+        Power sets the limit. Products in 8 and 4 bits keep a smaller share of the matrix units busy, so that the same
+        power allows a higher clock.
+        """
+        busy = [self._burst(name) / self.device.peak(name) for name in ("bf16", dtype)]
+        if busy[0] == busy[1]:
+            return clock
+        return _clock_of_share(PowerModel.of(self.device), clock, busy[1] / busy[0])
 
     def _burst(self, dtype: str) -> float:
         """What isolated large products reach: measured, or inferred from the dtype that was measured."""
@@ -135,6 +152,12 @@ def _kernel_rates() -> dict[str, dict[str, float]]:
     return found
 
 
+@lru_cache(maxsize=256)
+def _clock_of_share(power: PowerModel, clock: float, share: float) -> float:
+    """The clock at which cores ``share`` times as busy draw what they do at ``clock``."""
+    return power.clock_at(float(power.dynamic_scale(clock)) / share)
+
+
 @singledispatch
 def work(op: Operator, rates: Rates) -> Work:
     """Seconds of arithmetic, seconds of memory traffic and kernels of one run of ``op``."""
@@ -146,6 +169,7 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     narrow = op.element_bytes < BYTES_PER_ELEMENT["bf16"]
     traffic = op.bytes_read + op.bytes_written
     kernels = 1.0
+    apart_s: Array = 0.0
     of_weight = op.name.endswith("-wgrad")
     if narrow:  # results leave in 16 bits, inputs are cast on the way; those of a weight's gradient have been cast
         traffic = traffic + op.batch * op.m * op.n * (BYTES_PER_ELEMENT["bf16"] - op.element_bytes)
@@ -155,7 +179,11 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
             cast = "gemm.cast_bytes_per_element" if transposed else "gemm.quantise_bytes_per_element"
             if transposed and op.dtype == "fp4":
                 cast = "gemm.cast_bytes_per_element_4_bit"
-            traffic = traffic + op.batch * rates.constants[cast] * op.m * op.k
+            casting = op.batch * rates.constants[cast] * op.m * op.k
+            if transposed:
+                apart_s = casting / rates.bandwidth
+            else:  # an engine's one pass, whose result the product finds in cache
+                traffic = traffic + casting
             kernels = 2.0
         if op.dtype == "fp4" and not isinstance(op, GroupedMatmul) and not rates.own_machine:
             slower = rates.constants["memory.efficiency"] / rates.constants.of_generation(
@@ -166,7 +194,7 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     if of_weight and op.weight and rates.stack.accumulation == "fused":  # read, added to, written back
         wide = BYTES_PER_ELEMENT["fp32"] if rates.stack.gradients == "fp32" else max(op.element_bytes, 2.0)
         traffic = traffic + op.batch * op.m * op.n * (2.0 * wide - max(op.element_bytes, 2.0))
-    return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels)
+    return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels, apart_s=apart_s)
 
 
 @work.register
@@ -181,7 +209,7 @@ def _grouped(op: GroupedMatmul, rates: Rates) -> Work:
     if rates.stack.experts in ("library", "streams", "fused"):
         reached = rates.constants.of_generation(f"gemm.grouped.{rates.stack.experts}", rates.device.name)
         launches = op.batch * plain.kernels if rates.stack.experts == "streams" else None
-        return Work(plain.compute_s / reached, plain.memory_s, plain.kernels, launches)
+        return Work(plain.compute_s / reached, plain.memory_s, plain.kernels, launches, apart_s=plain.apart_s)
     kernels = f"gemm.grouped.{rates.stack.experts}.{_format(op)}"
     reached = rates.constants.of_generation(kernels, rates.device.name) * rates.constants["gemm.grouped_in_situ"]
     compute_s = np.minimum(plain.compute_s / reached, gemm_compute_s(op, rates, "gemm.narrow_tiles"))

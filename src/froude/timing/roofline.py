@@ -107,9 +107,10 @@ class Roofline(CostModel):
             return Cost(measured_s, {"compute": 1.0}, "measured on this machine").times(op.count)
         need: Work = work(op, self.rates)
         busy_s = smooth_max(need.compute_s, need.memory_s, self.constants["gemm.smoothness"])
+        busy_s = busy_s + need.apart_s
         seconds = np.where(busy_s > 0, busy_s + need.kernels * self.rates.gap_s, 0.0) + need.stall_s
         safe = np.where(seconds > 0, seconds, 1.0)
-        demands = {"compute": need.compute_s / safe, "memory": need.memory_s / safe}
+        demands = {"compute": need.compute_s / safe, "memory": (need.memory_s + need.apart_s) / safe}
         source = "measured on this machine" if self.rates.own_machine else f"roofline of {self.cluster.device.name}"
         cost = Cost(seconds, demands, source)
         if self.tables is not None and not (isinstance(op, Attention) and self.stack.attention in WRITTEN_OUT):

@@ -57,8 +57,9 @@ class Stack(Spec):
             log-probabilities and two gradients in fp32 copies of their own.
         sequence_inputs: with sequence parallelism, the gathered inputs of products are gathered once more in the
             backward pass, or kept.
-        recomputed: what is cheap and runs again in the backward pass to save memory: norms and activation functions of
-            experts; or the up-projections of latent attention. (The ledger does not count what this saves.)
+        recomputed: what else runs again in the backward pass to save memory: norms and activation functions of experts;
+            the up-projections of latent attention; or norm, first product and activation function of the MLP. (The
+            ledger does not count what this saves.)
         load: long jobs of nothing but large products, whose power lowers the clock, or products between other work.
         source: where this is documented.
     """
@@ -87,7 +88,7 @@ class Stack(Spec):
     logits: Literal["split", "gathered"] = "split"
     loss: Literal["fused", "in-place", "copied", "library"] = "in-place"
     sequence_inputs: Literal["gathered-again", "kept"] = "gathered-again"
-    recomputed: Literal["none", "activations", "latents"] = "none"
+    recomputed: Literal["none", "activations", "latents", "mlp"] = "none"
     load: Literal["sustained", "mixed"] = "sustained"
     source: str = ""
 

@@ -219,6 +219,8 @@ def _recomputed(op: Operator, stack: Stack) -> bool:
     """Whether the stack runs it again in the backward pass, whatever the layout says of attention."""
     if stack.recomputed == "latents":
         return op.name in ("query-up", "key-value-up")
+    if stack.recomputed == "mlp":
+        return op.name in ("mlp-norm", "mlp-up", "mlp-activation")
     return stack.recomputed == "activations" and op.name in ("input-norm", "mlp-norm", "experts-activation")
 
 

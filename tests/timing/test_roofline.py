@@ -291,3 +291,19 @@ def test_traces_hide_no_collective_and_drain_between_layers() -> None:
     assert together[0] - together[1] >= traced.constants["host.traced.drain_s"]
     assert traced.step_overhead_s() == 0.0 < running.step_overhead_s()
     assert traced.straggling(8) == 1.0
+
+
+def test_narrow_products_keep_a_higher_clock_at_the_same_power() -> None:
+    # SemiAnalysis, MI300X vs H100 vs H200 Benchmark Part 1: Training (December 2024): H100 sustain about 720 TFLOP/s of
+    # products in bf16 and 1,280 in fp8.
+    measured = default_constants().but({"clock.hopper": 720.0 / 840.0}, "measured")
+    rates = Rates(parse_cluster("h100-sxm:8").device, find_stack("megatron"), measured)
+    assert rates.flops("bf16") == pytest.approx(720e12)
+    assert rates.flops("fp8") == pytest.approx(1280e12, rel=0.03)
+
+
+def test_casts_hide_behind_no_product() -> None:
+    op = Matmul(name="mlp-up", dtype="fp8", m=4096, k=8192, n=8192)
+    fused = replace(roofline(), stack=find_stack("megatron").but(casts="fused"))
+    casts_s = 4.0 * op.m * op.k / fused.rates.bandwidth + fused.rates.gap_s
+    assert roofline().operator(op).seconds - fused.operator(op).seconds == pytest.approx(casts_s)

@@ -50,7 +50,7 @@ class PowerModel:
         return scale
 
     def clock_at(self, scale: float) -> float:
-        """The relative clock at which the dynamic power of the cores is ``scale`` times that at full clock; 1 at most."""
+        """The relative clock, 1 at most, at which the cores draw ``scale`` times the dynamic power of full clock."""
         low, high = self.min_clock, 1.0
         for _ in range(50):  # bisection: power rises with the clock
             middle = (low + high) / 2

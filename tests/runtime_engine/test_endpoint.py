@@ -53,7 +53,12 @@ class Completions(BaseHTTPRequestHandler):
         for place in range(asked["max_tokens"]):
             if place:
                 time.sleep(TOKEN_S)
-            self._event({"choices": [{"text": " la"}]})
+            if asked["model"] != "wordless":
+                self._event({"choices": [{"text": " la"}]})
+            elif place % 3 != 1:  # as vLLM without a tokenizer: no text, and some tokens come with the next
+                last = place == asked["max_tokens"] - 1
+                choice = {"text": "", "finish_reason": "length" if last else None}
+                self._event({"choices": [choice], "usage": {"completion_tokens": place + 1}})
         self._event({"choices": [], "usage": {"completion_tokens": asked["max_tokens"]}})
         self._chunk(b"data: [DONE]\n\n")
         with cls.lock:
@@ -111,6 +116,15 @@ def test_closed_loop(server: str, tmp_path: Path) -> None:
     run = run_serve(spec(tmp_path / "run", server, rate=None, concurrency=3, requests=9))
     assert run.json()["completed"] == 9
     assert Completions.most_at_once == 3
+
+
+def test_tokens_without_text(server: str, tmp_path: Path) -> None:
+    run = run_serve(spec(tmp_path / "run", server, model="wordless", trace="constant:in=9,out=7", requests=3))
+    assert Completions.seen[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    for request in run.log.requests.values():
+        gaps = [b - a for a, b in zip(request.token_s, request.token_s[1:], strict=False)]
+        assert len(gaps) == 6
+        assert gaps[1] == gaps[4] == 0 < TOKEN_S < min(gaps[0], gaps[2], gaps[3], gaps[5])
 
 
 def test_refusals(server: str, tmp_path: Path) -> None:

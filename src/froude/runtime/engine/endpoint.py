@@ -110,21 +110,27 @@ class EndpointHost(Host):
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
-        chunks: list[float] = []
-        counted = None
+        chunks: list[float] = []  # when one came
+        token_s: list[float] = []  # of each token, where the server says with every chunk how many there are by now
+        total = 0
         async for event in self._events(asked):
             now_s = time.perf_counter() - zero_s
-            if any(choice.get("text") or choice.get("token_ids") for choice in event.get("choices", ())):
+            total = int((event.get("usage") or {}).get("completion_tokens") or 0) or total
+            if not (choices := event.get("choices")):
+                continue
+            if len(token_s) >= len(chunks):
+                token_s += [now_s] * (total - len(token_s))
+            # Without a tokenizer, or in the middle of a character, a token has no text.
+            if any(c.get("text") or c.get("token_ids") or c.get("finish_reason") is None for c in choices):
                 chunks.append(now_s)
-            if event.get("usage"):
-                counted = int(event["usage"].get("completion_tokens") or 0)
-        if not chunks:
+        count = total or len(chunks)
+        if not (chunks or token_s):
             raise FroudeError(f"endpoint: request {arrival.sequence.id} was answered with no token")
-        count = counted or len(chunks)
-        # A chunk may bring several tokens: all of them came when it did.
-        request.token_s = [chunks[place * len(chunks) // count] for place in range(count)]
+        if len(token_s) < count:  # a chunk may bring several tokens: all of them came when it did
+            token_s = [chunks[place * len(chunks) // count] for place in range(count)]
+        request.token_s = token_s
         request.sequence.output_tokens = count
         request.finished = True
 

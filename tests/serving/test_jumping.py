@@ -13,8 +13,10 @@ from froude.core.registry import Source
 from froude.program.controller import Controller
 from froude.serving.disaggregation import Transfer
 from froude.serving.failures import Failures
+from froude.serving.eviction import EVICTIONS
 from froude.serving.iteration import AffineIterationTime, EngineObservation, IterationTime, Prompts
 from froude.serving.migration import LiveMigration
+from froude.serving.outcome import KvTiers, Tier
 from froude.serving.policy import FOREVER, SCHEDULERS, Decision, Scheduler, Sequence, View
 from froude.serving.router import ROUTERS
 from froude.serving.simulator import jump
@@ -66,9 +68,9 @@ def build(rows, slack: int = 0) -> list[Sequence]:
     return out
 
 
-def prefix_of(i: int, prompt: int, group: int = -1, depth: int = 0) -> tuple[int, ...]:
+def prefix_of(i: int, prompt: int, group: int = -1, depth: int = 0, written: int = 0) -> tuple[int, ...]:
     """Hashes of units of 4 tokens: the first ``depth`` are those of a group, the others the request's own."""
-    return tuple(1000 * (group if k < depth else 10 + i) + k for k in range(-(-prompt // 4)))
+    return tuple(1000 * (group if k < depth else 10 + i) + k for k in range(-(-(prompt + written) // 4)))
 
 
 def same(rows, scheduler, time, blocks, block_tokens, slack=0, **how):
@@ -299,6 +301,47 @@ def test_prefix_cache(name, rows, time, blocks, block_tokens, max_seqs, budget, 
     scheduler = SCHEDULERS.create(name, max_batched_tokens=max_seqs + budget, max_seqs=max_seqs)
     how = {"replicas": replicas, "router": ROUTERS.get(router), "prefix_unit_tokens": 4, "prefixes": kind}
     same(rows, scheduler, time, blocks, block_tokens, **how)
+
+
+tier_sets = st.builds(
+    KvTiers,
+    st.lists(st.builds(Tier, st.sampled_from("ab"), st.integers(4, 200), st.integers(1, 40)), min_size=1, max_size=2).map(
+        tuple
+    ),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(0, 2000),
+)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.one_of(st.just(0), st.integers(0, 60), st.integers(0, 3000)),
+            st.integers(1, 60),
+            st.integers(1, 40),
+            st.integers(0, 2),
+            st.integers(0, 20),
+            st.sampled_from([0, 0, 9, 40]),
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    time=times,
+    blocks=st.integers(10, 60),
+    max_seqs=st.integers(1, 8),
+    budget=st.integers(0, 40),
+    replicas=st.integers(1, 2),
+    kind=st.sampled_from([("block", e) for e in EVICTIONS.names()] + [("radix", "lru"), ("radix", "lfu")]),
+    tiers=st.one_of(st.none(), tier_sets),
+)
+def test_evictions_and_tiers(name, rows, time, blocks, max_seqs, budget, replicas, kind, tiers):
+    scheduler = SCHEDULERS.create(name, max_batched_tokens=max_seqs + budget, max_seqs=max_seqs)
+    how = {"replicas": replicas, "router": ROUTERS.get("prefix-aware"), "prefix_unit_tokens": 4}
+    outcome = same(rows, scheduler, time, blocks, 2, prefixes=kind[0], eviction=kind[1], tiers=tiers, **how)
+    assert 0 <= sum(use.hit_tokens for use in outcome.tiers) <= outcome.hit_tokens
 
 
 def test_a_prefix_is_found_again_and_evicted_when_the_pool_is_short():

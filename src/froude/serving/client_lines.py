@@ -17,6 +17,7 @@ from froude.serving.prefix_cache import PrefixCache
 class _Engine(Protocol):
     cache: PrefixCache | None
     free_blocks: int
+    now_ps: int
 
 
 class ClientLines:
@@ -45,7 +46,7 @@ class ClientLines:
         """The next one."""
         sequence = self._lines[self._first()][0]
         if self.engine.cache is not None:
-            self.engine.cache.match(sequence)
+            self.engine.cache.match(sequence, self.engine.now_ps)
         return sequence
 
     def pop(self) -> Sequence:
@@ -59,7 +60,7 @@ class ClientLines:
         if not sequence.generated_tokens:
             self._charged[client] += self.input_weight * sequence.prompt_tokens
         if self.engine.cache is not None:
-            self.engine.free_blocks -= self.engine.cache.acquire(sequence)
+            self.engine.free_blocks -= self.engine.cache.acquire(sequence, self.engine.now_ps)
         return sequence
 
     def join(self, sequence: Sequence) -> None:

@@ -180,8 +180,8 @@ class Jumper(Holding):
         self.growing[residue + self.block_tokens] += change
         self.growers += change
 
-    def _release(self, sequence: Sequence) -> None:
-        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
+    def _release(self, sequence: Sequence, complete: bool = False) -> None:
+        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence, complete)
         sequence.blocks = 0
         del self.active[sequence.id]
 
@@ -322,7 +322,7 @@ class Jumper(Holding):
             self.park(sequence)
             del self.active[sequence.id]
         else:
-            self._release(sequence)
+            self._release(sequence, complete=True)
         self.outcome.finish_ps[sequence.id] = now
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens
@@ -343,6 +343,7 @@ class Jumper(Holding):
         size, growing, completions, active = self.block_tokens, self.growing, self.completions, self.active
         prefilling, first_ps, join = self.prefilling, outcome.first_ps, queue.join
         cache, reserves, lines, swaps = self.cache, self.reserves, self.lines, self.swap is not None
+        lower = None if cache is None else cache.lower
         horizon = self.horizon  # it moves only while this waits at a `yield`
         now = iterations = busy = 0
         change = change_ps(self.controller, -1, NO_TIME)
@@ -412,6 +413,8 @@ class Jumper(Holding):
                     first, slope, count = segment(rows, self.context_tokens + rows, ())
                 if swaps and self.copying_ps:
                     first, slope, count, self.copying_ps = first + self.copying_ps, 0, 1, 0
+                if lower is not None and prefill and (loaded := lower.loaded(first, now)) != first:
+                    first, slope, count = loaded, 0, 1
                 if left < count:
                     count = left
                 if rows:

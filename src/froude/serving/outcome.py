@@ -33,6 +33,33 @@ class Segment:
         return self.count * self.first_ps + self.slope_ps * (self.count * (self.count - 1) // 2)
 
 
+@dataclass(frozen=True, slots=True)
+class TierUse:
+    """What became of a tier below the device, over all replicas.
+
+    Attributes:
+        name: of the tier.
+        hit_tokens: prompt tokens fetched from it.
+        read_ps: time that its link was busy with fetching.
+        written_tokens, lost_tokens: copied to it; evicted into it, but given up because its link was too far behind.
+    """
+
+    name: str
+    hit_tokens: int = 0
+    read_ps: int = 0
+    written_tokens: int = 0
+    lost_tokens: int = 0
+
+    def __add__(self, other: TierUse) -> TierUse:
+        return TierUse(
+            self.name,
+            self.hit_tokens + other.hit_tokens,
+            self.read_ps + other.read_ps,
+            self.written_tokens + other.written_tokens,
+            self.lost_tokens + other.lost_tokens,
+        )
+
+
 @dataclass(slots=True)
 class Outcome:
     """Times by sequence id, integer picoseconds; `NEVER` for requests that were rejected.
@@ -44,6 +71,9 @@ class Outcome:
         iterations, busy_ps: iterations run, and the time they took.
         peak_blocks: most cache blocks held at once.
         hit_tokens, asked_tokens: prompt tokens found in the prefix cache, and prompt tokens of all admissions.
+        tiers: what tiers below the device did for the prefix cache, the nearest first.
+        loading_ps: time by which iterations were longer for waiting for them.
+        passed_tokens: found there, and computed again because that was faster.
         replica_ps: time paid for, over all replicas, where they come and go.
         busy_by_ps, peak_by: ``busy_ps`` and ``peak_blocks`` of each replica.
         segments: what was run when, if recorded.
@@ -59,6 +89,9 @@ class Outcome:
     peak_blocks: int = 0
     hit_tokens: int = 0
     asked_tokens: int = 0
+    tiers: list[TierUse] = field(default_factory=list)
+    loading_ps: int = 0
+    passed_tokens: int = 0
     replica_ps: int = 0
     busy_by_ps: list[int] = field(default_factory=list)
     peak_by: list[int] = field(default_factory=list)
@@ -93,6 +126,7 @@ class Worker:
 
     A worker whose ``role`` is prefill keeps the cache of what is done until it is fetched; one whose role is decode
     keeps no prefixes.
+    Where prefixes are kept: in which kind of cache, what goes first when room is needed, and the tiers it goes to.
     """
 
     scheduler: Scheduler
@@ -100,8 +134,42 @@ class Worker:
     total_blocks: int
     block_tokens: int = 16
     swap: Swap | None = None
-    prefixes: str = "block"  # the kind of prefix cache, where prefixes are kept
+    prefixes: str = "block"
+    eviction: str = "lru"
+    tiers: KvTiers | None = None
     role: Literal["both", "prefill", "decode"] = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One tier below the device, as one replica has it.
+
+    Attributes:
+        name: what it is called.
+        tokens: keys and values of how many tokens it holds.
+        token_ps: time that those of one token take to the tier above it, and the same back.
+    """
+
+    name: str
+    tokens: int
+    token_ps: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvTiers:
+    """Tiers that units of the prefix cache go down to, the nearest first.
+
+    Attributes:
+        tiers: those tiers.
+        layers: of the model: what is fetched of one is used while the next is fetched.
+        preload: it is; otherwise an iteration begins when everything is there.
+        behind_ps: how far behind a link may be with its writes; what waits lies in a buffer (a second: estimated).
+    """
+
+    tiers: tuple[Tier, ...]
+    layers: int
+    preload: bool = True
+    behind_ps: int = 10**12
 
 
 def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_tokens: int) -> bool:

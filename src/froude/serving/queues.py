@@ -40,13 +40,13 @@ class FirstComePrefixQueue(FirstComeQueue):
     def peek(self) -> Sequence:
         """The next one."""
         sequence = self[-1]
-        self.cache.match(sequence)
+        self.cache.match(sequence, self.engine.now_ps)
         return sequence
 
     def pop(self) -> Sequence:  # type: ignore[override]
         """Take the next one out; it holds its part of the prefix cache from now on."""
         sequence = super().pop()
-        self.engine.free_blocks -= self.cache.acquire(sequence)
+        self.engine.free_blocks -= self.cache.acquire(sequence, self.engine.now_ps)
         return sequence
 
 
@@ -67,14 +67,14 @@ class KeyedQueue:
         """The next one."""
         sequence = self.heap[0][2]
         if self.engine.cache is not None:
-            self.engine.cache.match(sequence)
+            self.engine.cache.match(sequence, self.engine.now_ps)
         return sequence
 
     def pop(self) -> Sequence:
         """Take the next one out; it holds its part of the prefix cache from now on."""
         sequence = heappop(self.heap)[2]
         if self.engine.cache is not None:
-            self.engine.free_blocks -= self.engine.cache.acquire(sequence)
+            self.engine.free_blocks -= self.engine.cache.acquire(sequence, self.engine.now_ps)
         return sequence
 
     def drain(self) -> list[Sequence]:

@@ -14,7 +14,7 @@ from froude.serving.autoscaling import ScalingRouter
 from froude.serving.conductor import Conductor, replica_for
 from froude.serving.iteration import IterationTime, PaceController
 from froude.serving.jumper import Jumper
-from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
+from froude.serving.outcome import NO_TIME, KvTiers, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence
 from froude.serving.prefix_cache import count_hits, make_caches
 from froude.serving.releases import Arrivals
@@ -37,6 +37,8 @@ def jump(
     record: bool = False,
     swap: Swap | None = None,
     prefixes: str = "block",
+    eviction: str = "lru",
+    tiers: KvTiers | None = None,
 ) -> Outcome:
     """Simulate by jumping.
 
@@ -53,11 +55,12 @@ def jump(
         conductor: moves requests between replicas.
         record: keep a `Segment` per jump.
         swap: preempt to host memory; not together with a prefix cache.
-        prefixes: ``block`` or ``radix``, where prefixes are kept.
+        prefixes, eviction: where prefixes are kept: ``block`` or ``radix``, and what goes first.
+        tiers: where it goes to.
     """
     return jump_fleet(
         sequences,
-        [Worker(scheduler, time, total_blocks, block_tokens, swap, prefixes)] * replicas,
+        [Worker(scheduler, time, total_blocks, block_tokens, swap, prefixes, eviction, tiers)] * replicas,
         router=router,
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,

@@ -16,7 +16,7 @@ from froude.serving.client_lines import ClientLines
 from froude.serving.conductor import Conductor, Order, replica_for
 from froude.serving.handover import Holding, parks
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
-from froude.serving.outcome import NO_TIME, Outcome, Swap, Worker, admissible
+from froude.serving.outcome import NO_TIME, KvTiers, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
 from froude.serving.prefix_cache import PrefixCache, count_hits, make_caches
 from froude.serving.releases import Arrivals
@@ -60,14 +60,14 @@ class Queue:
     def peek(self) -> Sequence:
         """The next one."""
         if self.engine.cache is not None:
-            self.engine.cache.match(self.items[0])
+            self.engine.cache.match(self.items[0], self.engine.now_ps)
         return self.items[0]
 
     def pop(self) -> Sequence:
         """Take the next one out; it holds its part of the prefix cache from now on."""
         sequence = self.items.pop(0)
         if self.engine.cache is not None:
-            self.engine.free_blocks -= self.engine.cache.acquire(sequence)
+            self.engine.free_blocks -= self.engine.cache.acquire(sequence, self.engine.now_ps)
         return sequence
 
     def join(self, sequence: Sequence) -> None:
@@ -221,7 +221,7 @@ class Stepper(Holding):
                 if self.parks:
                     self.park(sequence)
                 else:
-                    self._release(sequence)
+                    self._release(sequence, complete=True)
         return emitted, done
 
     def _take(self, sequence: Sequence, tokens: int) -> None:
@@ -235,8 +235,8 @@ class Stepper(Holding):
         if self.cache is not None:
             self.cache.take(blocks)
 
-    def _release(self, sequence: Sequence) -> None:
-        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
+    def _release(self, sequence: Sequence, complete: bool = False) -> None:
+        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence, complete)
         sequence.blocks = 0
 
     def withdraw(self, sequence: Sequence) -> None:
@@ -290,11 +290,13 @@ def step(
     conductor: Conductor | None = None,
     swap: Swap | None = None,
     prefixes: str = "block",
+    eviction: str = "lru",
+    tiers: KvTiers | None = None,
 ) -> Outcome:
     """Simulate one iteration at a time; arguments as for `froude.serving.simulator.jump`."""
     return step_fleet(
         sequences,
-        [Worker(scheduler, time, total_blocks, block_tokens, swap, prefixes)] * replicas,
+        [Worker(scheduler, time, total_blocks, block_tokens, swap, prefixes, eviction, tiers)] * replicas,
         router=router,
         concurrency=concurrency,
         prefix_unit_tokens=prefix_unit_tokens,
@@ -461,6 +463,8 @@ class _Replica:
         context = sum(s.computed_tokens + 1 for s in iteration.decoding)
         prompts = [(tokens, prefix) for _, tokens, prefix in iteration.prompts]
         took = copying_ps + self.time.segment(len(iteration.decoding), context, prompts)[0]
+        if self.stepper.cache is not None and self.stepper.cache.lower is not None:
+            took = self.stepper.cache.lower.loaded(took, now)
         self.iteration, self.ends_ps = iteration, now + took
         self.busy_ps += took
         self.outcome.iterations += 1

@@ -1,0 +1,1 @@
+"""Eviction policies, one file each; `froude.serving.eviction` says what one promises."""

@@ -12,8 +12,8 @@ from froude.core.errors import FroudeError
 from froude.core.registry import Source
 from froude.program.controller import Controller
 from froude.serving.disaggregation import Transfer
-from froude.serving.failures import Failures
 from froude.serving.eviction import EVICTIONS
+from froude.serving.failures import Failures
 from froude.serving.iteration import AffineIterationTime, EngineObservation, IterationTime, Prompts
 from froude.serving.migration import LiveMigration
 from froude.serving.outcome import KvTiers, Tier
@@ -305,9 +305,7 @@ def test_prefix_cache(name, rows, time, blocks, block_tokens, max_seqs, budget, 
 
 tier_sets = st.builds(
     KvTiers,
-    st.lists(st.builds(Tier, st.sampled_from("ab"), st.integers(4, 200), st.integers(1, 40)), min_size=1, max_size=2).map(
-        tuple
-    ),
+    st.lists(st.builds(Tier, st.sampled_from("ab"), st.integers(4, 200), st.integers(1, 40)), min_size=1, max_size=2),
     st.integers(1, 4),
     st.booleans(),
     st.integers(0, 2000),

@@ -32,14 +32,15 @@ def test_power_laws_have_the_mean_asked_for():
 def test_every_turn_of_a_session_repeats_what_was_said():
     trace = load_trace("sessions:turns=4,in=300,out=100,block=64,rate=2", seed=3, requests=400)
     assert trace.prefix_ids is not None and (np.diff(trace.arrival_s) >= 0).all()
-    seen: dict[int, int] = {}  # a session is known by its first hash; tokens said so far
+    seen: dict[int, tuple[int, tuple[int, ...]]] = {}  # a session is known by its first hash: tokens said so far
     turns = 0
     for ids, asked, answered in zip(trace.prefix_ids, trace.input_tokens, trace.output_tokens, strict=True):
-        assert len(ids) == -(-asked // 64)
+        assert len(ids) == -(-(asked + answered) // 64)  # what is answered has hashes too
         if ids[0] in seen:
             turns += 1
-            assert asked > seen[ids[0]]
-        seen[ids[0]] = int(asked + answered)
+            said, before = seen[ids[0]]
+            assert asked > said and ids[: len(before)] == before
+        seen[ids[0]] = int(asked + answered), ids
     assert turns > 100
     assert trace.after is not None and sum(map(len, trace.after)) == turns
 
@@ -53,7 +54,7 @@ def test_agents_make_calls_when_the_calls_before_are_done(tmp_path):
         for before in call.after:
             if len(call.after) == 1:  # a branch goes on from what was said
                 assert call.input_tokens > trace.input_tokens[before] + trace.output_tokens[before]
-                whole = int(trace.input_tokens[before]) // 16
+                whole = int(trace.input_tokens[before] + trace.output_tokens[before]) // 16
                 assert call.prefix_ids[:whole] == trace.prefix_ids[before][:whole]
     at = trace.at_rate(4.0, seed=2)
     assert at.arrival_s[8] > at.arrival_s[7] == at.arrival_s[0]

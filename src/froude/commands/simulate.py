@@ -95,6 +95,16 @@ def serve(
     prefix_cache: Annotated[
         bool | None, typer.Option("--prefix-cache/--no-prefix-cache", help="Find prompts again (needs hashes).")
     ] = None,
+    prefixes: Annotated[
+        str | None, typer.Option(help="Kind of prefix cache, which it switches on: block or radix (the engine's).")
+    ] = None,
+    eviction: Annotated[
+        str | None, typer.Option(help="What leaves the prefix cache first: lru (default), lfu, fifo, s3-fifo.")
+    ] = None,
+    kv_tiers: Annotated[
+        str | None,
+        typer.Option(help="Where it goes to, a replica's figures: host=200GB@25GB/s,disk=2TB@5GB/s."),
+    ] = None,
     swap_space: Annotated[
         float | None,
         typer.Option(help="GiB of host memory a device, for preempted requests.", show_default="recompute"),
@@ -115,6 +125,8 @@ def serve(
     from froude.core.errors import FroudeError
     from froude.serving.api import simulate_serve
 
+    if prefix_cache is False and (prefixes or eviction or kv_tiers):
+        raise FroudeError("no-prefix-cache: cannot be combined with prefixes, eviction or kv-tiers, which are of one")
     if stepping and out is not None:
         raise FroudeError("stepping: records no segments for a timeline; leave out --out or --stepping")
     given = {
@@ -139,7 +151,9 @@ def serve(
         "chunk_tokens": chunk_tokens,
         "max_seqs": max_seqs,
         "gpu_memory_utilization": gpu_memory_utilization,
-        "prefix_cache": prefix_cache,
+        "prefix_cache": prefixes or prefix_cache,
+        "eviction": eviction,
+        "kv_tiers": kv_tiers,
         "swap_space": swap_space,
         "migrate": migrate,
         "failures": failures,

@@ -34,6 +34,14 @@ def _latency_rows(result: ServeResult) -> list[tuple[str, ...]]:
     ]
 
 
+def _tier_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name, tier in found.get("kv_tiers", {}).items():
+        fetched = f", fetched in {seconds(tier['fetch_s'])}" if "fetch_s" in tier else ""
+        rows.append((f"  on {name}", f"{percent(tier['hit_rate'])}{fetched}"))
+    return rows
+
+
 def _load_rows(result: ServeResult) -> list[tuple[str, str]]:
     found = result.json()
     price, energy = found["usd_per_million_output_tokens"], found["joules_per_output_token"]
@@ -56,6 +64,7 @@ def _load_rows(result: ServeResult) -> list[tuple[str, str]]:
             f"{percent(found['peak_kv_utilisation'])} of {si(found['kv_cache_tokens'], 'tokens')} a replica",
         ),
         ("prefix hits", percent(found["prefix_hit_rate"]) if result.deployment.prefix_cache else "-"),
+        *_tier_rows(found),
         ("engine busy", percent(found["busy_fraction"])),
         ("cost", "-" if price is None else f"{usd(price)} per million output tokens"),
         ("energy", "-" if energy is None else f"{energy:.3g} J per output token"),

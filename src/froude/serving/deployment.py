@@ -18,14 +18,16 @@ from froude.serving.engine_spec import KV_DTYPES, EngineSpec, find_engine
 from froude.serving.failures import Failures
 from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool, size_pool
+from froude.serving.kv_tiers import parse_kv_tiers
 from froude.serving.metrics import PS
 from froude.serving.migration import LiveMigration
 from froude.serving.model_time import ModelIterationTime, check_parallel, check_pipeline, product_start_s
-from froude.serving.outcome import Swap, Worker
+from froude.serving.outcome import KvTiers, Swap, Worker
 from froude.serving.pipeline_time import PipelineIterationTime
 from froude.serving.policy import SCHEDULERS, Scheduler
 from froude.serving.power_cap import capped
 from froude.serving.precision import find_precision
+from froude.serving.prefix_cache import check_prefixes
 from froude.serving.router import ROUTERS
 from froude.serving.technique import ServingContext, ServingTechnique
 from froude.serving.technique import techniques as TECHNIQUES
@@ -50,6 +52,8 @@ class Deployment:
         time: of one iteration of one replica.
         pool: cache of one replica.
         prefix_cache: prompts stay in the pool and are found again.
+        prefixes, eviction: in which kind of cache, ``block`` or ``radix``, and what goes first when room is needed.
+        tiers: where it goes to; None where it is lost.
         autoscale: replicas come and go; ``replicas`` is the most there can be.
         migrate, failures: requests move between replicas as they run; replicas fail. The knobs of each, as text.
         swap: room in host memory for the cache of preempted sequences; None where they are computed again.
@@ -68,6 +72,9 @@ class Deployment:
     time: IterationTime
     pool: Pool
     prefix_cache: bool = False
+    prefixes: str = "block"
+    eviction: str = "lru"
+    tiers: KvTiers | None = None
     autoscale: Autoscaling | None = None
     data_parallel: int = 1
     expert_parallel: int = 1
@@ -83,7 +90,8 @@ class Deployment:
     @property
     def worker(self) -> Worker:
         """One replica, as the simulator takes it."""
-        return Worker(self.scheduler, self.time, self.pool.blocks, self.pool.block_tokens, self.swap)
+        size = self.pool.blocks, self.pool.block_tokens
+        return Worker(self.scheduler, self.time, *size, self.swap, self.prefixes, self.eviction, self.tiers)
 
     @property
     def workers(self) -> list[Worker]:
@@ -135,7 +143,9 @@ def build_deployment(
     chunk_tokens: int | None = None,
     max_seqs: int | None = None,
     gpu_memory_utilization: float | None = None,
-    prefix_cache: bool = False,
+    prefix_cache: bool | str = False,
+    eviction: str | None = None,
+    kv_tiers: str | None = None,
     swap_space: float | None = None,
     migrate: str | None = None,
     failures: str | None = None,
@@ -145,6 +155,9 @@ def build_deployment(
     kernels: str = "fitted",
 ) -> Deployment:
     """A deployment from names.
+
+    ``prefix_cache`` may name the kind of cache, which else is the engine's own. ``eviction`` and ``kv_tiers`` are of a
+    prefix cache, and switch it on.
 
     Raises:
         FroudeError: one sentence naming what cannot be.
@@ -158,6 +171,8 @@ def build_deployment(
         if replicas != 1 or split is not None:
             raise InvalidValueError("autoscale", autoscale, "cannot be combined with replicas or disaggregate")
         replicas = scaling.most
+    if eviction is not None or kv_tiers is not None:
+        prefix_cache = prefix_cache or True
     if replicas < 1:
         raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
     for name in (router, decode_router):
@@ -180,7 +195,7 @@ def build_deployment(
     def replica(cluster: str | Cluster, tensor_parallel: int) -> Deployment:
         machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
         machines = with_kernels(machines, kernels, product_start_s(machines.device))
-        return _replica(
+        built = _replica(
             arch,
             machines,
             configured(find_engine(engine), machines.device, precision, kv_dtype),
@@ -192,13 +207,13 @@ def build_deployment(
             techniques=[*techniques, *([Speculative.parse(speculative)] if speculative is not None else [])],
             power_cap=power_cap,
         )
+        return _with_prefixes(built, prefix_cache, eviction or "lru", kv_tiers) if prefix_cache else built
 
     one = replica(cluster, tensor_parallel)
     built = replace(
         one,
         replicas=replicas,
         router=router,
-        prefix_cache=prefix_cache,
         autoscale=scaling,
         swap=None if swap_space is None else _swap(swap_space, one.pool, one.cluster.device),
         migrate=migrate,
@@ -210,7 +225,7 @@ def build_deployment(
         other = one
         if prefill_tp is not None or prefill_cluster is not None:
             other = replica(prefill_cluster or cluster, prefill_tp or tensor_parallel)
-        other = replace(other, replicas=split[0], prefix_cache=prefix_cache)
+        other = replace(other, replicas=split[0])
         built = replace(built, replicas=sum(split), prefill=other, decode_router=decode_router)
         if prefill_cluster is None:
             _check_room(built.devices, built)
@@ -318,6 +333,18 @@ def conductor_of(built: Deployment) -> Conductor | None:
     if built.failures is not None:
         return Failures.parse(built.failures)
     return None if built.migrate is None else LiveMigration.parse(built.migrate, kv_transfer(built))
+
+
+def _with_prefixes(built: Deployment, kind: bool | str, eviction: str, kv_tiers: str | None) -> Deployment:
+    """The replica with a prefix cache. Every device has its part of a token's cache, and a link to the host."""
+    name = built.engine.prefixes if kind is True else str(kind)
+    check_prefixes(name, eviction)
+    tiers = None
+    if kv_tiers is not None:
+        ways = built.tensor_parallel * built.pipeline_parallel
+        token_bytes, bandwidth = built.pool.bytes_per_token * ways, built.cluster.device.host_bandwidth * ways
+        tiers = parse_kv_tiers(kv_tiers, token_bytes, bandwidth, built.arch.layers)
+    return replace(built, prefix_cache=True, prefixes=name, eviction=eviction, tiers=tiers)
 
 
 def _swap(gibibytes: float, pool: Pool, device: Device) -> Swap:

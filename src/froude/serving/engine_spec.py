@@ -53,6 +53,7 @@ class EngineSpec(Spec):
         precision: number format of the weights, of ``precisions.toml``.
         kv_dtype: element type of the cache; "auto" is 8 bits beside weights of 8 bits or fewer where the engine
             takes the checkpoint's word for it (``auto_narrow_cache``), else 16.
+        prefixes: the kind of its prefix cache, ``block`` (hashes) or ``radix`` (a tree).
         reserve_bytes: memory that is neither weights, activations nor cache.
         stream_tokens: tokens that are sent to the client together; the first of them wait for the last.
         wait_iterations: iterations of decoding that a request waits for on average before the engine takes it up,
@@ -77,6 +78,7 @@ class EngineSpec(Spec):
     overlap: bool = False
     auto_narrow_cache: bool = False
     precision: str = "bf16"
+    prefixes: Literal["block", "radix"] = "block"
     kv_dtype: str = "auto"
     stream_tokens: int = Field(default=1, ge=1)
     wait_iterations: float = Field(default=0.0, ge=0)

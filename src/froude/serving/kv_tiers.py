@@ -12,13 +12,56 @@ fetching and computing is that of LMCache and SGLang's HiCache.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from froude.core.errors import InvalidValueError
 from froude.serving.eviction import EVICTIONS
 from froude.serving.iteration import IterationTime
+from froude.serving.metrics import PS
 from froude.serving.outcome import KvTiers, Tier, TierUse
 from froude.serving.policy import Sequence
+
+_SIZES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+_TIER = re.compile(r"([a-z][a-z0-9-]*)=([0-9.]+)([kMGT]i?B)(?:@([0-9.]+)([kMGT]i?B)/s)?")
+
+
+def parse_kv_tiers(text: str, token_bytes: float, host_bandwidth: float, layers: int) -> KvTiers:
+    """``host=200GB@25GB/s,disk=2TB@5GB/s``, the nearest first; ``preload=none`` waits for all layers at once.
+
+    Args:
+        text: figures of one replica: all its devices together.
+        token_bytes: keys and values of a token, on all its devices.
+        host_bandwidth: of the first tier, unless given; 0 where not known.
+        layers: of the model.
+
+    Raises:
+        InvalidValueError: naming what is wrong.
+    """
+    found: list[Tier] = []
+    preload = True
+    for part in text.split(","):
+        if part in ("preload=none", "preload=layers"):
+            preload = part == "preload=layers"
+            continue
+        match = _TIER.fullmatch(part.strip())
+        try:
+            name, size, rate = (match[1], float(match[2]), float(match[4] or 0)) if match else ("", 0.0, 0.0)
+            units = (_SIZES[match[3]], _SIZES[match[5] or "GB"]) if match else (0.0, 0.0)
+        except (ValueError, KeyError):
+            name, size = "", 0.0
+        if not name or not size > 0:
+            raise InvalidValueError("kv_tiers", part, "is no tier; write host=200GB@25GB/s,disk=2TB@5GB/s")
+        if any(name == tier.name for tier in found):
+            raise InvalidValueError("kv_tiers", name, "is there twice")
+        bandwidth = rate * units[1] or (0.0 if found else host_bandwidth)
+        if not bandwidth > 0:
+            raise InvalidValueError("kv_tiers", part, f"has no bandwidth; write {part}@5GB/s")
+        found.append(Tier(name, int(size * units[0] // token_bytes), max(1, round(token_bytes / bandwidth * PS))))
+    if not found:
+        raise InvalidValueError("kv_tiers", text, "names no tier; write host=200GB@25GB/s,disk=2TB@5GB/s")
+    return KvTiers(tuple(found), layers, preload)
+
 
 class _Store:
     """The content of one tier, and its links."""
@@ -74,7 +117,7 @@ class LowerTiers:
         self.loading_ps = self.passed_tokens = 0
 
     def find(self, sequence: Sequence, found: int, missing: Iterable[int], now_ps: int) -> int:
-        """How many of the ``missing`` units of a prompt, which follow ``found`` others, to fetch: what is over soonest."""
+        """How many of the ``missing`` units of a prompt, which follow ``found`` others, to fetch: the fastest way."""
         self._places = places = []
         for unit in missing:
             place = next((at for at, store in enumerate(self.stores) if unit in store.units), None)

@@ -40,7 +40,7 @@ class Sequence:
             computed.
         client: on whose behalf, to schedulers that are fair.
         priority: smaller is served first, by schedulers that look at it.
-        prefix: hashes of its prompt's blocks, when the trace has them.
+        prefix: hashes of its prompt's blocks, when the trace has them, and perhaps of its output's after them.
         after: ids of requests that must be complete before it is sent, ``delay_ps`` later.
         units: those of them that it holds in the prefix cache while it runs.
     """

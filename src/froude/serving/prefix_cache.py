@@ -2,8 +2,8 @@
 
 A *unit* is what one hash of the trace stands for, a whole number of cache blocks. Units that running sequences read are
 shared and counted once; units nobody reads any more keep their content until the pool needs them, and then go as an
-`froude.serving.eviction.EvictionPolicy` says, perhaps to a tier below (`froude.serving.kv_tiers`). Blocks without content
-are taken before any unit is evicted. As in vLLM, a hit on a unit that nobody reads is charged to the request that hits
+`EvictionPolicy` says, perhaps to a tier below (`froude.serving.kv_tiers`). Blocks without content are taken before any
+unit is evicted. As in vLLM, a hit on a unit that nobody reads is charged to the request that hits
 it, and at least one token of a prompt is always computed. Where the trace knows hashes beyond the prompt, they are of
 what is generated, and can be found once the request is complete.
 Source: automatic prefix caching of vLLM (docs.vllm.ai, design/prefix_caching); Zheng et al. (2023), SGLang,
@@ -167,20 +167,6 @@ class RadixCache(PrefixCache):
 
     merges = True
 
-    def __init__(
-        self,
-        total_blocks: int,
-        block_tokens: int,
-        unit_tokens: int,
-        eviction: str = "lru",
-        lower: LowerTiers | None = None,
-    ) -> None:
-        super().__init__(total_blocks, block_tokens, unit_tokens, eviction, lower)
-        if not self.policy.leaf_first:
-            able = ", ".join(policy.name for policy in EVICTIONS if policy.leaf_first)
-            why = f"does not evict leaves first, as a radix tree must; {able} do, or use the block cache"
-            raise InvalidValueError("eviction", eviction, why)
-
     def computed(self, sequence: Sequence, before: int) -> int:
         """See `PrefixCache`."""
         freed = 0
@@ -209,15 +195,19 @@ class RadixCache(PrefixCache):
 PREFIX_CACHES: dict[str, type[PrefixCache]] = {"block": PrefixCache, "radix": RadixCache}
 
 
-def find_prefix_cache(kind: str) -> type[PrefixCache]:
-    """The kind of that name.
+def check_prefixes(kind: str, eviction: str) -> None:
+    """Whether there is such a cache.
 
     Raises:
-        UnknownNameError: naming the nearest one.
+        FroudeError: for an unknown kind or policy, or a policy that a tree cannot follow.
     """
     if kind not in PREFIX_CACHES:
         raise UnknownNameError("prefix_cache", kind, PREFIX_CACHES)
-    return PREFIX_CACHES[kind]
+    policy = EVICTIONS.get(eviction)
+    if PREFIX_CACHES[kind].merges and not policy.leaf_first:
+        able = ", ".join(other.name for other in EVICTIONS if other.leaf_first)
+        why = f"does not evict leaves first, as a {kind} cache must; {able} do, or use a block cache"
+        raise InvalidValueError("eviction", eviction, why)
 
 
 def make_caches(workers: list[Worker], unit_tokens: int | None) -> list[PrefixCache | None]:
@@ -234,8 +224,8 @@ def make_caches(workers: list[Worker], unit_tokens: int | None) -> list[PrefixCa
         lower = None
         if w.tiers is not None:
             lower = LowerTiers(w.tiers, unit_tokens, w.eviction, w.time, w.scheduler.max_batched_tokens)
-        kind = find_prefix_cache(w.prefixes)
-        made.append(kind(w.total_blocks, w.block_tokens, unit_tokens, w.eviction, lower))
+        check_prefixes(w.prefixes, w.eviction)
+        made.append(PREFIX_CACHES[w.prefixes](w.total_blocks, w.block_tokens, unit_tokens, w.eviction, lower))
     return made
 
 

@@ -12,7 +12,7 @@ from froude.core.estimate import Estimate
 from froude.serving.accuracy import serve_spread
 from froude.serving.deployment import Deployment
 from froude.serving.metrics import PS, Latencies, summary
-from froude.serving.outcome import Outcome
+from froude.serving.outcome import Outcome, TierUse
 from froude.serving.power_cap import CappedTime
 from froude.timing.extra import said_of
 from froude.workloads.trace import Trace
@@ -112,6 +112,7 @@ class ServeResult:
             "slo": self.slo,
             "preemptions": sum(self.outcome.preemptions),
             "prefix_hit_rate": self.outcome.hit_tokens / max(1, self.outcome.asked_tokens),
+            **self.kv_tiers(),
             "peak_kv_utilisation": self.peak_kv_utilisation,
             "kv_cache_tokens": self.deployment.pool.tokens,
             "busy_fraction": self.outcome.busy_ps / PS / self.paid_s,
@@ -141,6 +142,35 @@ class ServeResult:
         took, wide = self.duration_s - given_s, 1.0 + spread["throughput"]
         low, value, high = (outputs / (given_s + took * factor) for factor in (wide, 1.0, 1.0 / wide))
         return {**estimates, "output_tokens_per_s": Estimate(value, low, high, (said,))}
+
+    def kv_tiers(self) -> dict[str, Any]:
+        """Hits by tier, the device first; what fetching and computing a thousand tokens takes. Without tiers, none."""
+        tiers = self.deployment.tiers
+        if tiers is None:
+            return {}
+        out, asked = self.outcome, max(1, self.outcome.asked_tokens)
+        below = {use.name: use for use in out.tiers}
+        found: dict[str, dict[str, float]] = {
+            "device": {"hit_rate": (out.hit_tokens - sum(use.hit_tokens for use in out.tiers)) / asked}
+        }
+        for tier in tiers.tiers:
+            use = below.get(tier.name, TierUse(tier.name))
+            found[tier.name] = {
+                "hit_rate": use.hit_tokens / asked,
+                "tokens": tier.tokens,
+                "written_tokens": use.written_tokens,
+                "lost_tokens": use.lost_tokens,
+                "fetch_s": use.read_ps / PS,
+                "fetch_s_per_1k_tokens": 1000 * tier.token_ps / PS,
+            }
+        budget = self.deployment.scheduler.max_batched_tokens
+        chunk_s = self.deployment.time.segment(0, 0, ((budget, 0),))[0] / PS
+        return {
+            "kv_tiers": found,
+            "fetch_wait_s": out.loading_ps / PS,
+            "recomputed_hit_rate": out.passed_tokens / asked,
+            "compute_s_per_1k_tokens": 1000 * chunk_s / budget,
+        }
 
     @property
     def assumptions(self) -> list[str]:
@@ -187,12 +217,29 @@ class ServeResult:
                 if d.swap
                 else []
             ),
+            *self._prefixes(),
             *self._power(),
             *said_of(d.cluster),
             "every request generates exactly the tokens of the trace",
             "80% intervals are of means, and come from loads like those measured (docs/accuracy.md); queues near "
             "saturation are less certain",
         ]
+
+    def _prefixes(self) -> list[str]:
+        d = self.deployment
+        if not d.prefix_cache:
+            return []
+        said = [f"prefix cache of kind {d.prefixes}; what goes first: {d.eviction}"]
+        if d.tiers is None:
+            return said
+        found = self.kv_tiers()
+        for tier in d.tiers.tiers:
+            each_s = found["kv_tiers"][tier.name]["fetch_s_per_1k_tokens"]
+            said.append(
+                f"{tier.name} holds {tier.tokens} tokens of a replica's cache and gives a thousand of them in "
+                f"{each_s * 1e3:.3g} ms; they are computed in {found['compute_s_per_1k_tokens'] * 1e3:.3g} ms"
+            )
+        return said
 
     def _power(self) -> list[str]:
         cap_w, time = self.deployment.power_cap_w, self.deployment.time
@@ -211,6 +258,10 @@ class ServeResult:
             said.append(f"{self.outcome.rejected} request(s) can never fit the cache and were rejected")
         if self.deployment.prefix_cache and self.trace.prefix_ids is None:
             said.append("prefix cache: the trace has no prefix hashes, so nothing can be found again")
+        for use in self.outcome.tiers:
+            if use.lost_tokens:
+                share = use.lost_tokens / (use.lost_tokens + use.written_tokens)
+                said.append(f"{use.name}: {share:.0%} of what was evicted to it was lost, its link being too slow")
         if self.deployment.scheduler.clairvoyant:
             said.append(
                 f"scheduler {self.deployment.scheduler.name} knows output lengths beforehand, as no engine does"

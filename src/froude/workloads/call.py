@@ -16,7 +16,8 @@ class Call:
         arrival_s: earliest time it is made, from the start of the trace.
         after: ids of the calls whose outputs it needs; it is made when the last of them is done.
         think_s: time that then passes first (a tool runs, a person reads).
-        prefix_ids: hashes of its prompt's blocks, in order; calls with a common beginning share cache.
+        prefix_ids: hashes of its prompt's blocks, in order, and perhaps of its output's after them; calls with a common
+            beginning share cache.
         deadline_s: time from being made by which it should be done.
         priority: smaller is more urgent.
         client: on whose behalf it is made.

@@ -167,8 +167,11 @@ class _Calls:
     def add(
         self, begun_s: float, held: list[int], prompt: int, output: int, after: tuple[int, ...], think_s: float
     ) -> int:
-        """A call whose prompt begins with the blocks ``held``, which grows by the new ones; returns its number."""
-        while len(held) * self.block < prompt:
+        """A call whose prompt begins with the blocks ``held``, which grows by those new in prompt and output.
+
+        Returns its number.
+        """
+        while len(held) * self.block < prompt + output:
             held.append(self.hashed)
             self.hashed += 1
         self.rows.append((begun_s, prompt, output, tuple(held), after, think_s))
@@ -194,7 +197,7 @@ def _sessions(text: str, rng: np.random.Generator, count: int, knobs: dict[str, 
     """Conversations: the prompt of a turn is all that was said before and something new.
 
     Sessions begin as a Poisson process, have a geometric number of turns, and think exponentially long after an answer.
-    Generated tokens are part of the next prompt; its blocks up to the end of the previous prompt can be found again.
+    Generated tokens are part of the next prompt, and have hashes as the rest of it: all but its end can be found again.
     """
     calls, begun_s = _Calls(int(knobs["block"])), 0.0
     while len(calls.rows) < count:
@@ -228,10 +231,11 @@ def _agents(text: str, rng: np.random.Generator, count: int, knobs: dict[str, fl
         held: list[int] = []
         asked, answer = draw("in"), draw("out")
         plan = calls.add(begun_s, held, asked, answer, (), 0.0)
-        held = held[: asked // calls.block]  # whole blocks: the last one goes on differently
+        planned = held[: (asked + answer) // calls.block]  # whole blocks: the last one goes on differently
+        held = held[: asked // calls.block]
         ends, reported = [], 0
         for _ in range(branches):
-            said, own, last, tool_s = asked + answer, list(held), plan, 0.0
+            said, own, last, tool_s = asked + answer, list(planned), plan, 0.0
             for _ in range(steps):
                 said += draw("in")
                 answer = draw("out")

@@ -25,7 +25,8 @@ class Trace:
         name: where they come from.
         arrival_s: seconds from the start, not decreasing.
         input_tokens, output_tokens: lengths, at least 1.
-        prefix_ids: hashes of each prompt's blocks, where the trace has them.
+        prefix_ids: hashes of each prompt's blocks, where the trace has them; any beyond the prompt's length are of the
+            output's.
         prefix_block_tokens: tokens that one such block holds.
         measured: what the source recorded of each request ("ttft_s", "tpot_s", "e2e_s"), where it did.
         source: citation.

@@ -16,6 +16,7 @@ from froude.serving.metrics import PS
 from froude.serving.policy import SCHEDULERS, Scheduler, Sequence
 from froude.serving.prefix_cache import PREFIX_CACHES, PrefixCache
 from froude.serving.router import ROUTERS
+from froude.workloads.call import Call
 from froude.workloads.readers import load_trace
 from froude.workloads.trace import Ints, Trace
 
@@ -142,10 +143,14 @@ class ServeSpec(Spec):
                 limit_tokens=max(most, call.output_tokens),
                 priority=call.priority,
                 client=call.client,
-                prefix=tuple(dict.fromkeys(call.prefix_ids)) if self.prefix_cache != "none" else (),
+                prefix=self._prefix(call, trace.prefix_block_tokens) if self.prefix_cache != "none" else (),
             )
             for call in trace.calls()
         ]
+
+    def _prefix(self, call: Call, unit_tokens: int) -> tuple[int, ...]:
+        """Hashes of the prompt: what is really generated is not what the trace has hashes for."""
+        return tuple(dict.fromkeys(call.prefix_ids[: -(-call.input_tokens // unit_tokens)]))
 
 
 def _scaled(tokens: Ints, factor: float) -> Ints:

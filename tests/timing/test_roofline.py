@@ -307,3 +307,16 @@ def test_casts_hide_behind_no_product() -> None:
     fused = replace(roofline(), stack=find_stack("megatron").but(casts="fused"))
     casts_s = 4.0 * op.m * op.k / fused.rates.bandwidth + fused.rates.gap_s
     assert roofline().operator(op).seconds - fused.operator(op).seconds == pytest.approx(casts_s)
+
+
+def test_blocking_launches_let_host_and_device_take_turns() -> None:
+    stack = find_stack("megatron-deepspeed")
+    ahead, blocking = roofline(), replace(roofline(), stack=stack.but(launches="blocking"))
+    assert blocking.pass_s(5e-3, 1e-3, 2e-3, 3e-4) == pytest.approx(8.3e-3)
+    assert float(ahead.pass_s(5e-3, 1e-3, 2e-3, 3e-4)) == pytest.approx(6e-3, rel=1e-2)
+
+
+def test_deepspeed_widens_gradients_of_bf16_only() -> None:
+    stack = find_stack("megatron-deepspeed")
+    assert [stack.widens_gradients(precision) for precision in ("fp16", "bf16", "fp32")] == [False, True, True]
+    assert not find_stack("nemo-te").widens_gradients("bf16")

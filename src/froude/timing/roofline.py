@@ -163,6 +163,8 @@ class Roofline(CostModel):
         if self.stack.host == "traced":
             alone = smooth_max(computed_s, kernels_s, power)
             return alone + self.constants["host.traced.drain_s"] + communicated_s + collectives_s
+        if self.stack.launches == "blocking":
+            return computed_s + communicated_s + kernels_s + collectives_s
         return smooth_max(computed_s + communicated_s, kernels_s + collectives_s, power)
 
     def exposed_tensor(self) -> float:

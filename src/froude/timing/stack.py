@@ -26,12 +26,15 @@ class Stack(Spec):
         host: how kernels are started: Python with per-layer hooks, an engine's modules, eager Python, a compiled
             program, CUDA graphs of all but the routed experts, CUDA graphs; or not at all, where a simulator added up
             traces of single layers.
+        launches: the host starts kernels ahead of the device; or, with CUDA_LAUNCH_BLOCKING=1, each when the one before
+            has ended, so that host and device take turns.
         tensor_overlap: tensor-parallel collectives alone, or in chunks alongside the products.
         gradient_overlap: data-parallel gradients (and ZeRO's parameters) alone, or by buckets alongside the backward
             (forward) pass.
         shard_overlap: gathers of sharded parameters (FSDP, ZeRO-3) alone, or ahead of need.
         accumulation: gradients of further micro-batches are added by the product that makes them, or in a pass apart.
-        gradients: type in which gradients are accumulated and reduced: fp32, or the compute type.
+        gradients: type in which gradients are accumulated and reduced: fp32; the compute type; or as DeepSpeed does,
+            fp32 for bf16, and fp16 for fp16.
         pipeline_overlap: sends between stages alone, or posted ahead of need.
         all_reduce: by the library's rings and trees, or, small ones inside a scale-up domain, by kernels of the
             engine's own that read the peers' memory directly.
@@ -69,12 +72,13 @@ class Stack(Spec):
     attention_products: Literal["stream", "narrow"] = "stream"
     fusion: Fusion = "transformer-engine"
     host: Host = "eager"
+    launches: Literal["ahead", "blocking"] = "ahead"
     tensor_overlap: Literal["none", "chunked"] = "none"
     gradient_overlap: Literal["none", "bucketed"] = "bucketed"
     shard_overlap: Literal["none", "prefetch"] = "prefetch"
     pipeline_overlap: Literal["none", "overlapped"] = "overlapped"
     accumulation: Literal["fused", "separate"] = "fused"
-    gradients: Literal["fp32", "compute"] = "fp32"
+    gradients: Literal["fp32", "compute", "deepspeed"] = "fp32"
     all_reduce: Literal["library", "direct"] = "library"
     casts: Literal["transposed", "separate", "fused"] = "transposed"
     experts: Literal["library", "streams", "fused", "tensorrt-llm", "vllm", "sglang"] = "library"
@@ -91,6 +95,12 @@ class Stack(Spec):
     recomputed: Literal["none", "activations", "latents", "mlp"] = "none"
     load: Literal["sustained", "mixed"] = "sustained"
     source: str = ""
+
+    def widens_gradients(self, precision: str) -> bool:
+        """Whether gradients of a job of that precision are accumulated and reduced in fp32."""
+        return (
+            precision == "fp32" or self.gradients == "fp32" or (self.gradients == "deepspeed" and precision != "fp16")
+        )
 
     def but(self, **mechanisms: str) -> Stack:
         """This stack with some mechanisms exchanged."""

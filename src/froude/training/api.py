@@ -254,7 +254,7 @@ def _assumptions(scenario: Scenario) -> tuple[str, ...]:
     _, spread_source = step_spread(scenario)
     said = [
         f"software stack {stack.name!r}: attention {stack.attention}, fusion {stack.fusion}, gradients reduced in "
-        f"{'fp32' if stack.gradients == 'fp32' else scenario.job.precision}",
+        f"{'fp32' if stack.widens_gradients(scenario.job.precision) else scenario.job.precision}",
         f"device figures: {cluster.device.source}",
         *said_of(cluster),
         "MFU counts model FLOPs, attention over the keys a query may see (halved by causality), no recomputation",

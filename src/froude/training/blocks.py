@@ -275,7 +275,7 @@ def _accumulation(parameters: Array, job: Job, batch: LayoutBatch, stack: Stack)
     if stack.accumulation == "fused" or batch.zero_stage >= 2:
         return ()
     micro_batches = job.global_batch_sequences / (batch.data_parallel * batch.micro_batch)
-    widened = stack.gradients == "fp32" and job.precision != "fp32"
+    widened = stack.widens_gradients(job.precision) and job.precision != "fp32"
     return (
         Elementwise(
             name="accumulate",

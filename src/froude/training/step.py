@@ -129,7 +129,7 @@ def work_of_layouts(scenario: Scenario, layouts: Sequence[Layout]) -> list[WorkB
 
 def gradient_bytes(scenario: Scenario) -> float:
     """Bytes per parameter in which gradients are accumulated and reduced: what the stack does."""
-    return 4.0 if scenario.job.precision == "fp32" or scenario.stack.gradients == "fp32" else 2.0
+    return 4.0 if scenario.stack.widens_gradients(scenario.job.precision) else 2.0
 
 
 def structure_of(scenario: Scenario, batch: WorkBatch, index: int, micro_batches: int | None = None) -> Structure:

@@ -93,7 +93,7 @@ def _tables(folder: str, system: str) -> dict[str, Table]:
     for kind in KINDS:
         if kind.name not in _NAMES:
             continue
-        columns, seconds = measured(Path(folder), system, kind)
+        columns, seconds = measured(Path(folder), system, kind, merged=True)
         if not len(seconds):
             continue
         if kind.name == "NCCL in a node":

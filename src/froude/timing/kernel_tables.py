@@ -1,15 +1,17 @@
 """Tables of kernels measured on real devices, as operators and collectives that the timing room prices.
 
 The tables are those of ``aiconfigurator-core`` (NVIDIA, Apache-2.0; the extra ``kernels``): latencies in milliseconds
-by device, engine and shape. Its end-to-end samples are not read. An engine's best kernel counts for a shape; whether
-the median over engines, the best of them or one of them is followed stands with each kind.
+by device, engine and shape. Its end-to-end samples are not read. An engine's best kernel counts for a shape. Kinds
+whose engines have constants of their own are compared engine by engine, each in its newest release; of the others,
+whether the median over engines, the best of them or one of them is followed stands with the kind.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ DEVICES = {
 }
 """Folder of the tables -> device."""
 
+ENGINES = {"vllm": "VLLM", "sglang": "SGLang", "tensorrt-llm": "TRTLLM"}
+"""Name of an engine -> that in the tables."""
+
 Columns = dict[str, Any]
 Price = Callable[[Columns, Roofline], Floats]
 
@@ -46,7 +51,9 @@ class Kind:
         shape: columns that tell two measurements apart.
         only: what other columns must hold.
         price: seconds of shapes under a cost model.
-        engine: whose kernels are followed: "median" or "best" of all, or the name of one.
+        engine: whose kernels are followed where all are one: "median" or "best" of all, or the name of one.
+        each: engines are priced one by one, as a column "engine" names them.
+        from_python: engines whose kernels were started from Python one by one, and how short a time tells of that.
     """
 
     name: str
@@ -55,6 +62,8 @@ class Kind:
     only: tuple[tuple[str, tuple[object, ...]], ...]
     price: Price
     engine: str = "median"
+    each: bool = False
+    from_python: tuple[tuple[str, float], ...] = ()
 
 
 def tables_folder(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -75,10 +84,15 @@ def tables_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     return Path(found.origin).parent / "systems" / "data"
 
 
-def measured(folder: Path, system: str, kind: Kind) -> tuple[Columns, Floats]:
-    """Shapes of a kind as columns, and their seconds; empty where the device has none."""
+def measured(folder: Path, system: str, kind: Kind, *, merged: bool = False) -> tuple[Columns, Floats]:
+    """Shapes of a kind as columns, and their seconds; empty where the device has none.
+
+    ``merged`` makes one figure of all engines' even where the kind compares them one by one.
+    """
     import polars as pl
 
+    if kind.each and not merged:
+        return _by_engine(folder, system, kind)
     frames = []
     for file in sorted((folder / system).glob(kind.files)):
         table = pl.read_parquet(file)
@@ -103,6 +117,31 @@ def measured(folder: Path, system: str, kind: Kind) -> tuple[Columns, Floats]:
     return columns, shapes["latency"].to_numpy() * 1e-3
 
 
+def _by_engine(folder: Path, system: str, kind: Kind) -> tuple[Columns, Floats]:
+    """Shapes of every engine's newest release, with a column "engine"."""
+    found = []
+    for name, theirs in ENGINES.items():
+        files = sorted((folder / system).glob(kind.files), key=_release)
+        own = replace(kind, engine=theirs, each=False)
+        for file in reversed(files):
+            columns, seconds = measured(folder, system, replace(own, files=str(file.relative_to(folder / system))))
+            seen = seconds >= dict(kind.from_python).get(name, 0.0)
+            columns, seconds = {column: values[seen] for column, values in columns.items()}, seconds[seen]
+            if len(seconds):
+                found.append(({**columns, "engine": np.full(len(seconds), name)}, seconds))
+                break
+    if not found:
+        return {}, np.empty(0)
+    names = (*kind.shape, "engine")
+    columns = {name: np.concatenate([columns[name] for columns, _ in found]) for name in names}
+    return columns, np.concatenate([seconds for _, seconds in found])
+
+
+def _release(file: Path) -> tuple[int, ...]:
+    """The release in a table's path, to compare."""
+    return tuple(int(number) for number in re.findall(r"[0-9]+", file.parent.name))
+
+
 def _numbers(columns: Columns, names: Sequence[str]) -> list[Floats]:
     return [np.asarray(columns[name], dtype=float) for name in names]
 
@@ -111,12 +150,28 @@ def _seconds(model: Roofline, *work: Operator | Collective) -> Floats:
     return np.asarray(model.sequence(work).seconds, dtype=float)
 
 
-def _product(dtype: str) -> Price:
-    def price(columns: Columns, model: Roofline) -> Floats:
-        m, k, n = _numbers(columns, "mkn")
-        return _seconds(model, Matmul(name="product", dtype=dtype, m=m, k=k, n=n))
+def _each(price: Callable[[Columns, Roofline, str], Floats]) -> Price:
+    """Shapes engine by engine, under that engine's stack."""
 
-    return price
+    def all_of(columns: Columns, model: Roofline) -> Floats:
+        seconds = np.empty(len(columns["engine"]))
+        for name in ENGINES:
+            here = columns["engine"] == name
+            if here.any():
+                stack = model.stack.but(products=name, casts="separate")
+                some = {column: values[here] for column, values in columns.items()}
+                seconds[here] = price(some, replace(model, stack=stack), name)
+        return seconds
+
+    return all_of
+
+
+def _product(dtype: str, stored: float | None = None) -> Price:
+    def price(columns: Columns, model: Roofline, engine: str) -> Floats:
+        m, k, n = _numbers(columns, "mkn")
+        return _seconds(model, Matmul(name="product", dtype=dtype, m=m, k=k, n=n, weight_bytes=stored))
+
+    return _each(price)
 
 
 def _prefill(columns: Columns, model: Roofline) -> Floats:
@@ -204,9 +259,13 @@ _HEADS = ("num_heads", "kv_heads", "head_dim")
 
 KINDS = (
     Kind("products, 16 bits", "gemm/*/*/gemm_perf.parquet", ("m", "k", "n"), (("gemm_dtype", ("bfloat16",)),),
-         _product("bf16")),
+         _product("bf16"), each=True),
     Kind("products, 8 bits", "gemm/*/*/gemm_perf.parquet", ("m", "k", "n"), (("gemm_dtype", ("fp8",)),),
-         _product("fp8"), engine="best"),
+         _product("fp8"), engine="best", each=True),
+    Kind("products, 8 bits in blocks", "gemm/*/*/gemm_perf.parquet", ("m", "k", "n"), (("gemm_dtype", ("fp8_block",)),),
+         _product("fp8", 1.00025), engine="best", each=True, from_python=(("vllm", 0.4e-3),)),
+    Kind("products, 4 bits", "gemm/*/*/gemm_perf.parquet", ("m", "k", "n"), (("gemm_dtype", ("nvfp4",)),),
+         _product("fp4", 0.5625), engine="best", each=True),
     Kind("attention, prefill", "attention/*/*/context_attention_perf.parquet", ("batch_size", "isl", *_HEADS),
          (*_ATTENTION, ("step", (0,)), ("head_dim", (64, 128, 256))), _prefill, engine="SGLang"),
     Kind("attention, decoding", "attention/*/*/generation_attention_perf.parquet", ("batch_size", "step", *_HEADS),

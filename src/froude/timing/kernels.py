@@ -32,6 +32,7 @@ from froude.models.operator import (
     Routing,
 )
 from froude.timing.constants import Constants
+from froude.timing.engine_kernels import ProductKernel, find_product
 from froude.timing.stack import Stack
 
 SPLITS = (1, 2, 4, 8, 16)
@@ -45,7 +46,9 @@ class Work:
         launches: kernels that the host starts; as many as run one after the other unless some run beside each other.
         host_s: what the host does beside starting them.
         stall_s: what the device waits for its host meanwhile.
-        apart_s: passes that run before it as kernels of their own, and hide behind nothing of it.
+        apart_s: passes before or after it as kernels of their own, which hide behind nothing of it, and what starting
+            it takes beyond the gap between kernels.
+        smoothness: of the kernel's smooth maximum, where it has its own.
     """
 
     compute_s: Array
@@ -55,6 +58,7 @@ class Work:
     host_s: Array = 0.0
     stall_s: Array = 0.0
     apart_s: Array = 0.0
+    smoothness: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,15 @@ class Rates:
                 return measured
             ratio = device.peak_flops.get(dtype, 0.0) / device.peak_flops.get("fp32", np.inf)
             return device.measured["gemm_flops"] * (ratio or 1.0)
+        return self._burst(dtype) * self.sustained(dtype)
+
+    def sustained(self, dtype: str) -> float:
+        """Matrix rate that jobs sustain over that of isolated kernels."""
         sustained = "clock" if self.stack.load == "sustained" else "mixed_clock"
-        clock = self.constants.of_generation(sustained, device.name)
+        clock = self.constants.of_generation(sustained, self.device.name)
         if self.stack.load == "sustained":
             clock = self._cooler(clock, dtype)
-        return self._burst(dtype) * clock * self.clock
+        return clock * self.clock
 
     def _cooler(self, clock: float, dtype: str) -> float:
         """What a long job of products in ``dtype`` sustains where one of products in 16 bits sustains ``clock``.
@@ -166,6 +174,9 @@ def work(op: Operator, rates: Rates) -> Work:
 
 @work.register
 def _matmul(op: Matmul, rates: Rates) -> Work:
+    kernel = find_product(rates.stack.products, product_format(op), rates.device)
+    if kernel is not None and not isinstance(op, GroupedMatmul) and np.all(np.equal(op.batch, 1)):
+        return _of_engine(op, kernel, rates)
     narrow = op.element_bytes < BYTES_PER_ELEMENT["bf16"]
     traffic = op.bytes_read + op.bytes_written
     kernels = 1.0
@@ -197,6 +208,15 @@ def _matmul(op: Matmul, rates: Rates) -> Work:
     return Work(gemm_compute_s(op, rates), traffic / rates.bandwidth, kernels, apart_s=apart_s)
 
 
+def _of_engine(op: Matmul, kernel: ProductKernel, rates: Rates) -> Work:
+    """A product as a serving engine's own kernel runs it; the gap between kernels is part of its start."""
+    casts = rates.stack.casts != "fused"
+    parts = kernel.parts(rates.device, op.m, op.k, op.n, clock=rates.sustained(op.dtype), casts=casts)
+    launches = 2.0 if casts and kernel.cast_s else 1.0
+    apart_s = parts.apart_s - rates.gap_s
+    return Work(parts.compute_s, parts.memory_s, launches=launches, apart_s=apart_s, smoothness=parts.smoothness)
+
+
 @work.register
 def _grouped(op: GroupedMatmul, rates: Rates) -> Work:
     """As plain products, at the rate that the engine's kernels for experts reach; or, for few rows, in narrow tiles.
@@ -210,13 +230,13 @@ def _grouped(op: GroupedMatmul, rates: Rates) -> Work:
         reached = rates.constants.of_generation(f"gemm.grouped.{rates.stack.experts}", rates.device.name)
         launches = op.batch * plain.kernels if rates.stack.experts == "streams" else None
         return Work(plain.compute_s / reached, plain.memory_s, plain.kernels, launches, apart_s=plain.apart_s)
-    kernels = f"gemm.grouped.{rates.stack.experts}.{_format(op)}"
+    kernels = f"gemm.grouped.{rates.stack.experts}.{product_format(op)}"
     reached = rates.constants.of_generation(kernels, rates.device.name) * rates.constants["gemm.grouped_in_situ"]
     compute_s = np.minimum(plain.compute_s / reached, gemm_compute_s(op, rates, "gemm.narrow_tiles"))
     return Work(compute_s, plain.memory_s, plain.kernels)
 
 
-def _format(op: Matmul) -> str:
+def product_format(op: Matmul) -> str:
     """What weights are stored and multiplied in: "unpacked" where arithmetic is wider than storage."""
     stored = op.element_bytes if op.weight_bytes is None else op.weight_bytes
     if stored < op.element_bytes:

@@ -106,7 +106,8 @@ class Roofline(CostModel):
         if measured_s is not None:
             return Cost(measured_s, {"compute": 1.0}, "measured on this machine").times(op.count)
         need: Work = work(op, self.rates)
-        busy_s = smooth_max(need.compute_s, need.memory_s, self.constants["gemm.smoothness"])
+        smoothness = self.constants["gemm.smoothness"] if need.smoothness is None else need.smoothness
+        busy_s = smooth_max(need.compute_s, need.memory_s, smoothness)
         busy_s = busy_s + need.apart_s
         seconds = np.where(busy_s > 0, busy_s + need.kernels * self.rates.gap_s, 0.0) + need.stall_s
         safe = np.where(seconds > 0, seconds, 1.0)

@@ -43,6 +43,7 @@ class Stack(Spec):
         experts: whose kernels multiply the tokens of a mixture of experts: plain products ("library"), a product per
             expert on several streams ("streams"), one kernel that also applies activation and casts ("fused"), or those
             of an engine.
+        products: whose kernels multiply: the library's, or those of an engine (timing/engine_kernels.toml).
         dispatch: tokens travel to their experts by the library's all-to-all, one copy per expert; or by kernels that
             send one copy to each rank, over a network one to each domain (DeepEP, HybridEP).
         permutation: tokens are put in the order of experts by one kernel, or by PyTorch's own sorting and indexing.
@@ -82,6 +83,7 @@ class Stack(Spec):
     all_reduce: Literal["library", "direct"] = "library"
     casts: Literal["transposed", "separate", "fused"] = "transposed"
     experts: Literal["library", "streams", "fused", "tensorrt-llm", "vllm", "sglang"] = "library"
+    products: Literal["library", "tensorrt-llm", "vllm", "sglang"] = "library"
     dispatch: Literal["all-to-all", "deduplicated"] = "all-to-all"
     permutation: Literal["fused", "eager"] = "fused"
     routing: Literal["on-device", "synchronised", "padded"] = "synchronised"

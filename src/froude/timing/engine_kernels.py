@@ -1,0 +1,147 @@
+"""Kernels of serving engines by name: products as vLLM, SGLang and TensorRT-LLM run them, each with its own constants.
+
+The same product takes 1.3 to 1.4 times as long under one engine as under another: libraries choose among tile shapes
+and splits of k, CUTLASS kernels of an engine have one shape for many rows, and activations are scaled to 8 or 4 bits
+by a pass that belongs to the measured time. A product is whole tiles in waves over the multiprocessors, each ramping
+up along k; beside its traffic, with what a strip of tiles reads again when the left operand outgrows the cache; then
+the pass that scales. Constants are in ``engine_kernels.toml``, found by ``benchmarks/fit_kernels.py``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from froude.core.arrays import Array, Floats
+from froude.core.spec import Spec
+from froude.machines.device import Device
+from froude.timing.constants import default_constants
+
+TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
+"""Rows and columns of the output tiles that kernels are built for (CUTLASS)."""
+SPLITS = (1, 2, 4, 8, 16)
+STRIP = 128  # columns of a strip's unit
+
+ARITHMETIC = {"bf16": "bf16", "fp8": "fp8", "fp8-block": "fp8", "fp4": "fp4"}
+"""Format -> what it multiplies in."""
+STORED = {"bf16": 2.0, "fp8": 1.0, "fp8-block": 1.0, "fp4": 0.5625}
+"""Format -> bytes per element of the operands, scales included."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of a kernel's arithmetic and of its traffic, which overlap, and of what comes before or after."""
+
+    compute_s: Array
+    memory_s: Array
+    smoothness: float
+    apart_s: Array
+
+    @property
+    def seconds(self) -> Array:
+        """All of it."""
+        larger, smaller = np.maximum(self.compute_s, self.memory_s), np.minimum(self.compute_s, self.memory_s)
+        ratio = smaller / np.where(larger > 0, larger, 1.0)
+        total: Array = larger * (1.0 + ratio**self.smoothness) ** (1.0 / self.smoothness) + self.apart_s
+        return total
+
+
+class ProductKernel(Spec):
+    """What one engine's products in one format take on one generation of devices.
+
+    Attributes:
+        engine, format, generation: whose, of what, where.
+        of_peak: matrix rate of large products over the datasheet peak, by device.
+        memory: bandwidth over datasheet.
+        start_s: starting and finishing.
+        ramp_k: elements of k that a tile costs besides.
+        rounding: share of tiles that wait for a whole wave.
+        smoothness: power of the smooth maximum of arithmetic and traffic.
+        speeds: of each of `TILES` over the first.
+        split: largest split of k.
+        strip: units of 128 columns whose tiles run together; the left operand is read once for each strip, as far as
+            half of the cache cannot hold it.
+        partial: what a last tile with hardly a row in it costs the others, over their time.
+        cast_s: of a multiprocessor, to scale an element of the left operand; ``cast_least`` elements a row at least.
+        cast_start_s: starting that pass.
+        by_rows: tiles of 64 rows are for that few rows only (of 64 x 64), or twice as many, not the best for the shape.
+    """
+
+    engine: str
+    format: str
+    generation: str
+    of_peak: dict[str, float]
+    memory: float
+    start_s: float
+    ramp_k: float
+    rounding: float
+    smoothness: float
+    speeds: tuple[float, ...]
+    split: int = 1
+    strip: float
+    partial: float = 0.0
+    cast_s: float = 0.0
+    cast_least: float = 0.0
+    cast_start_s: float = 0.0
+    by_rows: bool = False
+
+    def rate(self, device: Device) -> float:
+        """FLOP/s of large products at burst clocks; of a device not measured, the mean share of its generation."""
+        share = self.of_peak.get(device.name, sum(self.of_peak.values()) / len(self.of_peak))
+        return share * device.peak(ARITHMETIC[self.format])
+
+    def parts(self, device: Device, m: Array, k: Array, n: Array, *, clock: float = 1.0, casts: bool = True) -> Parts:
+        """Of one product; ``clock`` over burst clocks, ``casts`` whether the left operand must be scaled."""
+        m, k, n = np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in (m, k, n)))
+        stored = STORED[self.format]
+        left = stored * m * k
+        again = np.maximum(np.ceil(n / STRIP) / self.strip, 1.0) - 1.0
+        outside = np.maximum(1.0 - device.l2_bytes / 2.0 / np.maximum(left, 1.0), 0.0)
+        traffic = left * (1.0 + again * outside) + stored * k * n + 2.0 * m * n
+        apart_s: Array = self.start_s
+        if casts and self.cast_s:
+            scaled = m * np.maximum(k, self.cast_least) * self.cast_s / device.multiprocessors
+            apart_s = apart_s + self.cast_start_s + scaled
+        compute_s = self._compute_s(device, m, k, n, self.rate(device) * clock)
+        return Parts(compute_s, traffic / (self.memory * device.memory_bandwidth), self.smoothness, apart_s)
+
+    def _compute_s(self, device: Device, m: Floats, k: Floats, n: Floats, rate: float) -> Floats:
+        """Tiles and splits as the library would choose them, the best for the shape."""
+        choices = [
+            (rows, columns, speed, split)
+            for (rows, columns), speed in zip(TILES, self.speeds, strict=True)
+            for split in SPLITS
+            if speed > 0 and split <= self.split
+        ]
+        rows, columns, speed, split = (v.reshape(-1, *(1,) * m.ndim) for v in np.array(choices, dtype=float).T)
+        high = np.ceil(m / rows)
+        exact = high * np.ceil(n / columns) * split / device.multiprocessors
+        waves = self.rounding * np.ceil(exact) + (1.0 - self.rounding) * np.maximum(exact, 1.0)
+        per_tile = 2.0 * rows * columns * device.multiprocessors / (speed * rate)
+        late = 1.0 + self.partial * (high - m / rows)
+        if self.by_rows:
+            late = np.where((rows == 64) & (m > np.minimum(columns, 128)), np.inf, late)
+        seconds: Floats = np.min(waves * per_tile * (k / split + self.ramp_k) * late, axis=0)
+        return seconds
+
+
+def find_product(engine: str, format: str, device: Device) -> ProductKernel | None:
+    """The engine's kernel for a format on a device's generation, where one was measured."""
+    if device.measured or ARITHMETIC.get(format) not in device.peak_flops:
+        return None
+    return _kernels().get(("product", engine, format, default_constants().generation(device.name)))
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> dict[tuple[str, ...], Any]:
+    raw = tomllib.loads(resources.files(__package__).joinpath("engine_kernels.toml").read_text("utf-8"))
+    found: dict[tuple[str, ...], Any] = {}
+    for row in raw["product"]:
+        kernel = ProductKernel.parse(row, where="engine_kernels.toml")
+        found["product", kernel.engine, kernel.format, kernel.generation] = kernel
+    return found

@@ -66,7 +66,7 @@ def test_the_work_of_a_step_is_the_flops_of_the_model(mtp_layers: int) -> None:
     """Forward and backward passes of all blocks on one rank, against 6ND with causal attention."""
     arch = deepseek(mtp_layers)
     batch = priced(arch, Layout(data_parallel=64, expert_parallel=64, micro_batch=1), "h100-sxm:64")
-    (piece,) = compositions(arch.layers, 1, 1, 3, mtp_layers)
+    (piece,) = compositions((arch.layers,), 3, mtp_layers)
     forward = sum(count * matrix_flops(batch.work.blocks[name].forward) for name, count in piece.items())
     backward = sum(count * matrix_flops(batch.work.blocks[name].backward) for name, count in piece.items())
     assert forward == pytest.approx(arch.flops_per_token(SEQ) * SEQ, rel=1e-3)
@@ -91,9 +91,9 @@ def test_tensor_parallel_ranks_exchange_latents_and_copy_their_projections() -> 
 
 def test_pipelines_of_deepseek_v3_are_laid_out_as_published() -> None:
     """github.com/NVIDIA-NeMo/Megatron-Bridge, performance recipes: Et*4|(t*4|)*14tmL and Et|(tt|)*30mL."""
-    assert split_layers(61, 16) == [*[4] * 15, 1]
-    assert split_layers(61, 8) == [*[8] * 7, 5]
-    assert split_layers(61, 32) == [1, *[2] * 30, 0]
+    assert split_layers(61, 16) == (*[4] * 15, 1)
+    assert split_layers(61, 8) == (*[8] * 7, 5)
+    assert split_layers(61, 32) == (1, *[2] * 30, 0)
     pieces = compositions(61, 4, 4, 3, 1)
     assert pieces[0] == {"layer": 1, "dense-layer": 3, "embedding": 1}
     assert pieces[-1] == {"layer": 1, "mtp": 1, "head": 1}

@@ -46,7 +46,7 @@ def program(name: str, stages: int, micro_batches: int, chunks: int, send_s: flo
         chunks=chunks,
         micro_batches=micro_batches,
         schedule=schedules.create(name),
-        pieces=compositions(stages * chunks, stages, chunks),
+        pieces=compositions((1,) * (stages * chunks)),
         gather_each=None,
         reduce_each=None,
     )
@@ -124,5 +124,5 @@ def test_layers_are_split_whole(layers: int, pieces: int) -> None:
 
 
 def test_ends_count_as_layers_where_that_balances() -> None:
-    assert split_layers(126, 16) == [7, *[8] * 14, 7]  # Llama 3.1 405B
-    assert split_layers(70, 12) == [5, *[6] * 10, 5]  # BLOOM
+    assert split_layers(126, 16) == (7, *[8] * 14, 7)  # Llama 3.1 405B
+    assert split_layers(70, 12) == (5, *[6] * 10, 5)  # BLOOM

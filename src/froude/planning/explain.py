@@ -296,6 +296,8 @@ def _with(scenario: Scenario, layout: Layout, changes: Mapping[str, Any]) -> Lay
         fields.update(virtual_stages=1, schedule="1f1b")
     elif "zero_stage" not in changes and fields["zero_stage"] > 1:
         fields["zero_stage"] = 1  # pipelines shard optimizer states only
+    if "virtual_stages" in changes or "pipeline_parallel" in changes:
+        fields["stage_layers"] = None
     if "schedule" not in changes and "virtual_stages" in changes:
         fields["schedule"] = "interleaved-1f1b" if fields["virtual_stages"] > 1 else "1f1b"
     if "sequence_parallel" not in changes:

@@ -23,14 +23,17 @@ def lower_bound_s(scenario: Scenario, batch: PricedBatch) -> Floats:
     """
     count = len(batch.layouts)
     bounds = np.zeros(count)
-    groups: dict[tuple[int, int, int], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for i, layout in enumerate(batch.layouts):
-        key = (layout.pipeline_parallel, layout.virtual_stages, scenario.micro_batches(layout))
+        stages, chunks = layout.pipeline_parallel, layout.virtual_stages
+        key = (stages, chunks, layout.stage_layers, scenario.micro_batches(layout))
         groups.setdefault(key, []).append(i)
-    for (stages, chunks, micro_batches), members in groups.items():
+    for members in groups.values():
         index = np.array(members)
         priced = batch.priced.pick(index)
-        pieces = virtual_stages_of(scenario.architecture, stages, chunks)
+        layout = batch.layouts[members[0]]
+        stages, micro_batches = layout.pipeline_parallel, scenario.micro_batches(layout)
+        pieces = virtual_stages_of(scenario.architecture, layout)
         first, last = stage_composition(pieces, 0, stages), stage_composition(pieces, stages - 1, stages)
         both = {name: priced.forward[name] + priced.backward[name] for name in priced.forward}
         fill = sum((combine(piece, both).seconds for piece in pieces[: stages - 1]), start=0.0)
@@ -46,21 +49,24 @@ def least_memory_bytes(scenario: Scenario, batch: PricedBatch) -> Floats:
     """Memory that every layout of the batch needs at least: its first and last stage with few micro-batches."""
     count = len(batch.layouts)
     least: Floats = np.zeros(count)
-    groups: dict[tuple[int, int, int, str], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for i, layout in enumerate(batch.layouts):
-        few = min(scenario.micro_batches(layout), 2 * layout.pipeline_parallel)
-        key = (layout.pipeline_parallel, layout.virtual_stages, few, layout.schedule)
-        groups.setdefault(key, []).append(i)
-    for (stages, chunks, few, schedule), members in groups.items():
+        stages, chunks = layout.pipeline_parallel, layout.virtual_stages
+        few = min(scenario.micro_batches(layout), 2 * stages)
+        groups.setdefault((stages, chunks, layout.stage_layers, few, layout.schedule), []).append(i)
+    for members in groups.values():
         index = np.array(members)
         priced = batch.priced.pick(index)
+        layout = batch.layouts[members[0]]
+        stages, chunks = layout.pipeline_parallel, layout.virtual_stages
+        few = min(scenario.micro_batches(layout), 2 * stages)
+        pieces = virtual_stages_of(scenario.architecture, layout)
         placement = pick_placement(batch.placement, index)
-        pieces = virtual_stages_of(scenario.architecture, stages, chunks)
         for stage in {0, stages - 1}:
             kept = resident_bytes(stage_composition(pieces, stage, stages), priced, placement)
             resident: Array = sum(kept.values(), start=0.0)
             held = resident
-            for chunk, most in enumerate(_most_in_flight(schedule, stages, few, chunks)[stage]):
+            for chunk, most in enumerate(_most_in_flight(layout.schedule, stages, few, chunks)[stage]):
                 held = held + most * add_up(pieces[chunk * stages + stage], priced.saved_bytes)
             taken = device_bytes(resident, held, placement, scenario.stack, own_machine=scenario.own_machine)
             least[index] = np.maximum(least[index], taken)

@@ -60,13 +60,14 @@ class Structure:
 
 
 @lru_cache(maxsize=1024)
-def compositions(
-    layers: int, stages: int, chunks: int, dense_layers: int = 0, mtp_layers: int = 0
-) -> tuple[Composition, ...]:
-    """What each virtual stage is made of, first to last; modules that predict further tokens stand before the head."""
+def compositions(counts: tuple[int, ...], dense_layers: int = 0, mtp_layers: int = 0) -> tuple[Composition, ...]:
+    """What virtual stages of so many layers are made of, first to last.
+
+    Modules that predict further tokens stand before the head.
+    """
     pieces: list[Composition] = []
     dense_left = dense_layers
-    for count in split_layers(layers, stages * chunks):
+    for count in counts:
         dense = min(count, dense_left)
         dense_left -= dense
         pieces.append(Composition({"layer": count - dense, "dense-layer": dense} if dense else {"layer": count}))
@@ -86,37 +87,40 @@ def stage_composition(pieces: Sequence[Composition], stage: int, stages: int) ->
     return total
 
 
-def split_layers(layers: int, pieces: int) -> list[int]:
+@lru_cache(maxsize=1024)
+def split_layers(layers: int, pieces: int) -> tuple[int, ...]:
     """Layers of each virtual stage: equal where they divide.
 
     Where they do not, the embedding and the head count as a layer each if that makes the pieces equal (as BLOOM and
-    Llama 3 were laid out). Otherwise the last piece, which has the head, gets what full pieces leave, or, where they
-    leave it less than nothing, the head counts as two (both as DeepSeek-V3 is laid out in Megatron-Bridge: 16 pieces of
-    4 layers, the last of 1; 32 of 2, the first of 1 and the last of none); or the earlier middle pieces get one more.
+    Llama 3 were laid out; Megatron-Core's ``account_for_embedding_in_pipeline_split`` and ``_loss_``); with as many
+    pieces as that, both stand alone. Otherwise the last piece, which has the head, gets what full pieces leave, or,
+    where they leave it less than nothing, the head counts as two (both as DeepSeek-V3 is laid out in Megatron-Bridge:
+    16 pieces of 4 layers, the last of 1; 32 of 2, the first of 1 and the last of none); or the earlier middle pieces
+    get one more.
     """
-    if pieces > layers:
-        raise FroudeError(f"pipeline_parallel: {pieces} virtual stages are more than the model's {layers} layers")
     base, rest = divmod(layers, pieces)
     if rest == 0:
-        return [base] * pieces
+        return (base,) * pieces
     counts = [base] * pieces
-    if (layers + 2) % pieces == 0 and base >= 1:
+    if (layers + 2) % pieces == 0:
         counts = [base + 1] * pieces
         counts[0] -= 1
         counts[-1] -= 1
-    elif (layers + 1) % pieces == 0 and base >= 1:
+    elif base < 1:
+        raise FroudeError(f"pipeline_parallel: {pieces} virtual stages are more than the model's {layers} layers")
+    elif (layers + 1) % pieces == 0:
         counts = [base + 1] * pieces
         counts[-1] -= 1
     elif (pieces - 1) * (base + 1) < layers:
         counts = [base + 1] * (pieces - 1) + [layers - (pieces - 1) * (base + 1)]
-    elif (layers + 3) % pieces == 0 and base >= 1:
+    elif (layers + 3) % pieces == 0:
         counts = [base + 1] * pieces
         counts[0] -= 1
         counts[-1] -= 2
     else:
         for i in range(rest):
             counts[(i + 1) % pieces] += 1
-    return counts
+    return tuple(counts)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,8 @@ def _rounds(scenario: Scenario, layout: Layout) -> list[tuple[int, float]]:
     "Synchronization and Linearity", theorem 3.28). Two rounds suffice to 1e-4.
     """
     stages, micro_batches = layout.pipeline_parallel, scenario.micro_batches(layout)
+    if layout.virtual_stages > 1 and micro_batches % stages:  # rounds of other sizes: nothing to repeat
+        return [(micro_batches, 1.0)]
     few = micro_batches % stages + ROUNDS * stages
     if micro_batches <= few + stages:
         return [(micro_batches, 1.0)]

@@ -54,6 +54,9 @@ class Layout(Spec):
 
     ``replicate`` copies of what ZeRO shards are kept (hybrid sharding, HSDP): each copy is divided over the ranks of
     ``data_parallel / replicate`` neighbours, and gradients are reduced among the copies as well.
+
+    ``stage_layers`` says how many layers each virtual stage has, first to last; left out, they are divided as evenly as
+    the model's ends allow. A stage of none holds the embedding or the head alone.
     """
 
     data_parallel: Positive
@@ -63,6 +66,7 @@ class Layout(Spec):
     expert_parallel: Positive = 1
     expert_tensor_parallel: Positive = 1
     virtual_stages: Positive = 1
+    stage_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     schedule: str = "1f1b"
     micro_batch: Positive = 1
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -87,6 +91,8 @@ class Layout(Spec):
         ):
             if value > 1:
                 parts.append(f"{name} {value}")
+        if self.stage_layers is not None:
+            parts.append("layers " + "-".join(map(str, self.stage_layers)))
         return " ".join([*parts, f"mb {self.micro_batch}", f"zero {self.zero_stage}", f"recompute {self.recompute}"])
 
 

@@ -302,6 +302,10 @@ def _layout(row: _Row, architecture: Architecture, cluster: Cluster) -> tuple[La
     if micro_batch != int(micro_batch) or sequences % (data * int(micro_batch)):
         raise Unusable(f"{sequences} sequences do not divide into micro-batches of {micro_batch:g} on {data} replicas")
     virtual = _virtual_stages(row, architecture.layers, pipeline) if pipeline > 1 else 1
+    stated = row.defaults.get("stage_layers") if pipeline > 1 else None
+    if stated is not None:
+        row.assumed.append("stage_layers")
+        virtual = len(stated) // pipeline
     sequence_parallel = bool(row.get("sp", "sequence_parallel", False)) and tensor > 1
     layout = Layout.parse(
         {
@@ -310,8 +314,9 @@ def _layout(row: _Row, architecture: Architecture, cluster: Cluster) -> tuple[La
             "pipeline_parallel": pipeline,
             "context_parallel": context,
             "expert_parallel": int(row.cells.get("ep") or 1),
-            "expert_tensor_parallel": tensor if row.defaults.get("experts_cut") and row.cells.get("ep") else 1,
+            "expert_tensor_parallel": _cut_experts(row, tensor),
             "virtual_stages": virtual,
+            "stage_layers": stated,
             "schedule": "interleaved-1f1b" if virtual > 1 else "1f1b",
             "micro_batch": int(micro_batch),
             "zero_stage": int(row.get("zero_stage", "zero_stage", 0)),
@@ -321,6 +326,14 @@ def _layout(row: _Row, architecture: Architecture, cluster: Cluster) -> tuple[La
         }
     )
     return layout, int(sequences)
+
+
+def _cut_experts(row: _Row, tensor: int) -> int:
+    """Ranks that share an expert: as the source's default says, a number or "tensor" for as many as tensor-parallel."""
+    if not row.cells.get("ep"):
+        return 1
+    ways = row.defaults.get("expert_tensor_parallel", 1)
+    return tensor if ways == "tensor" else min(int(ways), tensor)
 
 
 def _virtual_stages(row: _Row, layers: int, stages: int) -> int:

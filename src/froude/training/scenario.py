@@ -12,7 +12,7 @@ from froude.models.catalogue import resolve
 from froude.timing.cost import CostModel
 from froude.timing.roofline import Roofline
 from froude.timing.stack import Stack, find_stack
-from froude.training.build import Composition, compositions
+from froude.training.build import Composition, compositions, split_layers
 from froude.training.plan import Job, Layout, TrainPlan
 from froude.training.schedule import Schedule, schedules
 from froude.training.technique import TrainingTechnique, techniques
@@ -81,8 +81,9 @@ class Scenario:
             return f"tensor_parallel {tp} and kv_heads {arch.kv_heads} do not divide one another"
         if layout.sequence_parallel and job.seq_len // layout.context_parallel % tp:
             return f"tensor_parallel {tp} does not divide {job.seq_len // layout.context_parallel} tokens of a sequence"
-        if pp * layout.virtual_stages > arch.layers:
-            return f"{pp * layout.virtual_stages} virtual stages are more than the {arch.layers} layers"
+        found = _objection_to_stages(arch, layout)
+        if found:
+            return found
         per_round = layout.data_parallel * layout.micro_batch
         if job.global_batch_sequences % per_round:
             return (
@@ -126,9 +127,29 @@ def dense_layers(architecture: Architecture) -> int:
     return architecture.experts.dense_layers if architecture.experts else 0
 
 
-def virtual_stages_of(architecture: Architecture, stages: int, chunks: int) -> tuple[Composition, ...]:
+def virtual_stages_of(architecture: Architecture, layout: Layout) -> tuple[Composition, ...]:
     """What the virtual stages of a pipeline are made of."""
-    return compositions(architecture.layers, stages, chunks, dense_layers(architecture), architecture.mtp_layers)
+    return compositions(layers_of_stages(architecture, layout), dense_layers(architecture), architecture.mtp_layers)
+
+
+def layers_of_stages(architecture: Architecture, layout: Layout) -> tuple[int, ...]:
+    """Layers of each virtual stage, first to last: as the layout states them, or divided evenly."""
+    if layout.stage_layers is not None:
+        return layout.stage_layers
+    return split_layers(architecture.layers, layout.pipeline_parallel * layout.virtual_stages)
+
+
+def _objection_to_stages(architecture: Architecture, layout: Layout) -> str | None:
+    count, layers = layout.pipeline_parallel * layout.virtual_stages, architecture.layers
+    stated = layout.stage_layers
+    if stated is None:
+        ends = count == layers + 2  # the embedding and the head stand alone
+        return None if count <= layers or ends else f"{count} virtual stages are more than the {layers} layers"
+    if len(stated) != count:
+        return f"stage_layers names {len(stated)} virtual stages, and the layout has {count}"
+    if sum(stated) != layers:
+        return f"stage_layers adds up to {sum(stated)} layers, and the model has {layers}"
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -142,7 +142,7 @@ def structure_of(scenario: Scenario, batch: WorkBatch, index: int, micro_batches
         chunks=layout.virtual_stages,
         micro_batches=micro_batches or scenario.micro_batches(layout),
         schedule=schedule,
-        pieces=virtual_stages_of(scenario.architecture, layout.pipeline_parallel, layout.virtual_stages),
+        pieces=virtual_stages_of(scenario.architecture, layout),
         gather_each=work.gather_forward.each if work.gather_forward and replicas else None,
         reduce_each=work.reduce.each if work.reduce and replicas else None,
         shard_overlap=stack.shard_overlap != "none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -19,7 +20,6 @@ from froude.runtime.train.tensor_parallel import (
     cross_entropy,
     split_layer,
 )
-from froude.training.build import split_layers
 from froude.training.plan import Recompute
 
 Block = TypeVar("Block", bound=nn.Module)
@@ -37,11 +37,11 @@ class Share:
     head: bool
 
 
-def shares(layers: int, stages: int) -> list[Share]:
-    """What each virtual stage holds, first to last: the division that the plan was priced with."""
+def shares(layers: Sequence[int]) -> list[Share]:
+    """What each virtual stage holds, first to last, given its number of layers."""
     found, first = [], 0
-    for stage, count in enumerate(split_layers(layers, stages)):
-        found.append(Share(first, first + count, stage == 0, stage == stages - 1))
+    for stage, count in enumerate(layers):
+        found.append(Share(first, first + count, stage == 0, stage == len(layers) - 1))
         first += count
     return found
 

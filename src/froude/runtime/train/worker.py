@@ -22,6 +22,7 @@ from froude.runtime.train.stage import DTYPES, Chunk, shares
 from froude.runtime.train.state import AdamW, FlatState, ShardedState, State
 from froude.training.controller import BatchController
 from froude.training.plan import TrainPlan
+from froude.training.scenario import layers_of_stages
 
 MEMORY_STEP = 1  # the step whose allocations are recorded: the optimizer's states exist, and it is not timed
 WARM_UP = 2  # steps before the ones that count
@@ -94,7 +95,7 @@ def train(rank: Rank, job: TrainJob) -> None:
 
 def _executor(job: TrainJob, mesh: Mesh) -> Executor:
     layout, dtype = job.plan.layout, DTYPES[job.plan.job.precision]
-    virtual = shares(job.architecture.layers, mesh.stages * layout.virtual_stages)
+    virtual = shares(layers_of_stages(job.architecture, layout))
     adam = AdamW(job.learning_rate)
     chunks: list[Chunk] = []
     states: list[State] = []

@@ -22,30 +22,34 @@ class Interleaved1F1B(Schedule):
     )
 
     def objection(self, stages: int, micro_batches: int, chunks: int) -> str | None:
-        """Groups of ``stages`` micro-batches go through a chunk together."""
+        """A group of micro-batches that go through a chunk together is no smaller than the pipeline is long."""
         if chunks < 2:
             return f"{self.name} needs at least 2 chunks per stage"
         if stages < 2:
             return f"{self.name} needs at least 2 stages"
-        if micro_batches % stages:
-            return f"{self.name} needs micro-batches ({micro_batches}) in multiples of stages ({stages})"
+        if micro_batches < stages:
+            return f"{self.name} needs micro-batches ({micro_batches}) as many as stages ({stages}) or more"
         return None
 
     def order(self, stages: int, micro_batches: int, chunks: int) -> list[list[Pass]]:
-        """Stage ``s`` warms up for ``2 (stages - s - 1) + (chunks - 1) stages`` forward passes, then alternates.
+        """Stage ``s`` warms up for ``2 (stages - s - 1) + (chunks - 1) group`` forward passes, then alternates.
 
         Megatron-LM of 2021 ran all forward passes first where micro-batches equal stages. The bubble is the same,
         exposed sends differ by some 1% of a step, and all activations are held at once; Megatron-Core does not.
         """
         total = micro_batches * chunks
-        forward = [Pass("forward", *_turn(k, stages, chunks)) for k in range(total)]
-        backward = []
-        for k in range(total):
-            micro_batch, chunk = _turn(k, stages, chunks)
-            backward.append(Pass("backward", micro_batch, chunks - 1 - chunk))
+        group = group_size(stages, micro_batches)
+        turns = [
+            (micro_batch, chunk)
+            for first in range(0, micro_batches, group)
+            for chunk in range(chunks)
+            for micro_batch in range(first, min(first + group, micro_batches))
+        ]
+        forward = [Pass("forward", micro_batch, chunk) for micro_batch, chunk in turns]
+        backward = [Pass("backward", micro_batch, chunks - 1 - chunk) for micro_batch, chunk in turns]
         orders = []
         for stage in range(stages):
-            warm_up = min(2 * (stages - stage - 1) + (chunks - 1) * stages, total)
+            warm_up = min(2 * (stages - stage - 1) + (chunks - 1) * group, total)
             order = forward[:warm_up]
             for k in range(warm_up, total):
                 order += [forward[k], backward[k - warm_up]]
@@ -53,8 +57,10 @@ class Interleaved1F1B(Schedule):
         return orders
 
 
-def _turn(k: int, stages: int, chunks: int) -> tuple[int, int]:
-    """Micro-batch and chunk of the ``k``-th forward pass: ``stages`` micro-batches per chunk, chunk after chunk."""
-    group, within = divmod(k, stages * chunks)
-    chunk, micro_batch = divmod(within, stages)
-    return group * stages + micro_batch, chunk
+def group_size(stages: int, micro_batches: int) -> int:
+    """Micro-batches that go through a chunk together: as many as stages, or the fewest that leave no short last group.
+
+    Megatron-Core's ``--microbatch-group-size-per-virtual-pipeline-stage``: a last group may be smaller than the others,
+    but not smaller than the pipeline is long.
+    """
+    return next(n for n in range(stages, micro_batches + 1) if not 0 < micro_batches % n < stages)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from froude.core.errors import FroudeError
 from froude.machines.cluster import parse_cluster
 from froude.models.architecture import Architecture
 from froude.timing.stack import find_stack
@@ -138,3 +139,65 @@ def test_a_published_peak_of_megatrons_tests() -> None:
     layout = Layout(data_parallel=8, micro_batch=4, sequence_parallel=False)
     book = predict(scenario, [layout])[0].ledger(own_machine=False)
     assert book.bytes_of("allocated") == pytest.approx(4_673_069_568, rel=0.02)
+
+
+def test_uneven_stages_hold_what_the_plan_says() -> None:
+    even = ledger(pipeline_parallel=4, zero_stage=0)
+    uneven = ledger(pipeline_parallel=4, zero_stage=0, stage_layers=(1, 3, 3, 1))
+    assert even == ledger(pipeline_parallel=4, zero_stage=0, stage_layers=(2, 2, 2, 2))
+    assert uneven.bytes_of("allocated", 3) < even.bytes_of("allocated", 3)
+    assert uneven.bytes_of("allocated", 1) > even.bytes_of("allocated", 1)
+    for wrong, why in (((4, 4), "names 2"), ((1, 1, 1, 1), "adds up to 4 layers")):
+        with pytest.raises(FroudeError, match=why):
+            ledger(pipeline_parallel=4, stage_layers=wrong)
+
+
+MIXTURE = Architecture.parse(
+    {
+        "name": "mixture",
+        "layers": 4,
+        "hidden": 1024,
+        "heads": 16,
+        "ffn": 4096,
+        "vocab": 32000,
+        "gated": True,
+        "latent": {"query_rank": 256, "kv_rank": 128, "rope_dim": 32, "value_dim": 64},
+        "head_dim": 96,
+        "experts": {"count": 8, "top_k": 2, "ffn": 512, "shared_ffn": 512, "dense_layers": 1},
+    }
+)
+
+
+def mixture_bytes(mechanisms: dict[str, str] | None = None, **layout: Any) -> float:
+    chosen = Layout(**{"data_parallel": 4, "expert_parallel": 4, "micro_batch": 4, **layout})
+    job = Job(seq_len=2048, global_batch_tokens=64 * 2048)
+    stack = find_stack("megatron").but(**(mechanisms or {}))
+    scenario = Scenario(MIXTURE, parse_cluster("a100-sxm-80gb:4"), job, stack)
+    return predict(scenario, [chosen])[0].ledger(own_machine=False).bytes_of("allocated")
+
+
+def test_recomputed_and_offloaded_modules_are_not_kept() -> None:
+    kept = mixture_bytes()
+    for module in ("layernorm", "mla_up_proj", "mlp", "moe", "moe_act", "shared_experts"):
+        assert mixture_bytes(recompute_modules=(module,)) < kept
+    assert mixture_bytes(recompute_modules=("moe",)) < mixture_bytes(recompute_modules=("moe_act", "shared_experts"))
+    unfused = {"attention": "unfused"}
+    core = mixture_bytes(unfused, recompute_modules=("core_attn",))
+    assert core == mixture_bytes(unfused, recompute="selective")
+    for module in ("attn_norm", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act"):
+        assert mixture_bytes(offload_modules=(module,)) < kept
+    assert mixture_bytes(offloaded_layers=4) < mixture_bytes(offloaded_layers=2) < kept
+
+
+def test_probabilities_inside_experts_keep_activations_where_no_kernel_weighs_them() -> None:
+    fused = mixture_bytes() / mixture_bytes({"weighting": "outputs"})
+    eager = mixture_bytes({"activation": "eager"}) / mixture_bytes({"activation": "eager", "weighting": "outputs"})
+    assert fused < 1.0  # one kernel, and what experts give need not be kept
+    assert eager < 1.0 < eager / fused
+
+
+def test_segments_that_grow_leave_no_gaps() -> None:
+    gaps = ledger().bytes_of("reserved") - ledger().bytes_of("allocated")
+    grown = ledger(mechanisms={"allocator": "expandable"})
+    assert gaps > 0
+    assert grown.bytes_of("reserved") == grown.bytes_of("allocated")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from froude.core.errors import FroudeError
 from froude.program.evaluate import evaluate, peak_memory
 from froude.timing.cost import Cost
 from froude.training.build import Structure, build_program, compositions, split_layers
 from froude.training.price import Priced
 from froude.training.schedule import schedules
+from froude.training.schedules.interleaved_1f1b import group_size
 
 FORWARD_S, BACKWARD_S, SAVED = 1.0, 2.0, 10.0
 
@@ -126,3 +128,32 @@ def test_layers_are_split_whole(layers: int, pieces: int) -> None:
 def test_ends_count_as_layers_where_that_balances() -> None:
     assert split_layers(126, 16) == (7, *[8] * 14, 7)  # Llama 3.1 405B
     assert split_layers(70, 12) == (5, *[6] * 10, 5)  # BLOOM
+
+
+def test_as_many_pieces_as_layers_and_ends_leave_the_ends_alone() -> None:
+    """Megatron-Core's functional tests: 6 layers on 4 stages of 2, embedding and loss counted as layers."""
+    assert split_layers(6, 8) == (0, *[1] * 6, 0)
+    pieces = compositions(split_layers(6, 8))
+    assert pieces[0] == {"layer": 0, "embedding": 1}
+    assert pieces[-1] == {"layer": 0, "head": 1}
+    with pytest.raises(FroudeError, match="virtual stages are more than"):
+        split_layers(6, 9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(stages=st.integers(2, 6), more=st.integers(0, 20), chunks=st.integers(2, 4))
+def test_interleaving_takes_any_number_of_micro_batches(stages: int, more: int, chunks: int) -> None:
+    micro_batches = stages + more
+    for order in schedules.create("interleaved-1f1b").order(stages, micro_batches, chunks):
+        passes = [(item.kind, item.micro_batch, item.chunk) for item in order]
+        assert len(set(passes)) == len(passes) == 2 * micro_batches * chunks
+    made = program("interleaved-1f1b", stages, micro_batches, chunks)
+    span = evaluate(made).makespan_s[0]  # contradicting waits would be reported as a deadlock
+    assert span >= micro_batches * chunks * (FORWARD_S + BACKWARD_S)
+
+
+def test_groups_are_the_fewest_that_leave_no_short_one() -> None:
+    assert group_size(4, 8) == 4
+    assert group_size(4, 5) == 5
+    assert group_size(4, 10) == 5  # not 4, 4 and 2
+    assert group_size(4, 101) == 6

@@ -55,6 +55,7 @@ def activation_tensors(
     fused_activation: bool | None = None,
     dropout: bool = False,
     keep_gathered: bool = False,
+    weighted: Literal["outputs", "activations"] = "outputs",
     dense: bool = False,
 ) -> list[SavedTensor]:
     """What one layer keeps for its backward pass, tensor by tensor.
@@ -77,6 +78,7 @@ def activation_tensors(
             activated gate too.
         dropout: whether the model trains with dropout (its masks take a byte per element).
         keep_gathered: whether sequence parallelism keeps the inputs of products as they are gathered.
+        weighted: probabilities of routing multiply what experts give, or what goes into their second product.
         dense: one of the leading dense layers of a mixture-of-experts model.
     """
     tokens = batch * queries
@@ -119,8 +121,11 @@ def activation_tensors(
         SavedTensor("router-probabilities", tokens * experts.count * 4.0, moved, "router"),
         SavedTensor("experts-input", routed * arch.hidden, moved, "linear"),
         *_saved_mlp(arch, "experts", routed * experts.ffn, inner, fused_activation),
-        SavedTensor("experts-output", routed * arch.hidden, moved, "router"),
     ]
+    if weighted == "outputs":
+        saved.append(SavedTensor("experts-output", routed * arch.hidden, moved, "router"))
+    elif not (fused_activation and arch.gated):  # kernels that multiply too are those of gated functions
+        saved.append(SavedTensor("experts-activation-output", routed * experts.ffn, inner, "router"))
     if experts.shared_ffn:
         shared = tokens * experts.shared_ffn * size
         saved += _saved_mlp(arch, "shared", shared, ("sequence", "ffn"), fused_activation)

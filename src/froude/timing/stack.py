@@ -61,9 +61,10 @@ class Stack(Spec):
             log-probabilities and two gradients in fp32 copies of their own.
         sequence_inputs: with sequence parallelism, the gathered inputs of products are gathered once more in the
             backward pass, or kept.
-        recomputed: what else runs again in the backward pass to save memory: norms and activation functions of experts;
-            the up-projections of latent attention; or norm, first product and activation function of the MLP. (The
-            ledger does not count what this saves.)
+        weighting: a routed token's probability multiplies what its expert gives, or what goes into the expert's second
+            product (Megatron-Core since 0.12), which keeps the activation's output too where no kernel does both.
+        allocator: PyTorch's caching allocator with blocks of fixed size, which leave gaps, or with segments that grow
+            (``expandable_segments``).
         load: long jobs of nothing but large products, whose power lowers the clock, or products between other work.
         source: where this is documented.
     """
@@ -94,7 +95,8 @@ class Stack(Spec):
     logits: Literal["split", "gathered"] = "split"
     loss: Literal["fused", "in-place", "copied", "library"] = "in-place"
     sequence_inputs: Literal["gathered-again", "kept"] = "gathered-again"
-    recomputed: Literal["none", "activations", "latents", "mlp"] = "none"
+    weighting: Literal["outputs", "activations"] = "outputs"
+    allocator: Literal["blocks", "expandable"] = "blocks"
     load: Literal["sustained", "mixed"] = "sustained"
     source: str = ""
 

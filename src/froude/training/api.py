@@ -43,7 +43,7 @@ class PlannedLayout:
         """The contract of ``plan train --json``."""
         spread, source = step_spread(self.scenario)
         p = self.prediction
-        layout = p.layout.model_dump(mode="json")
+        layout = p.layout.model_dump(mode="json", exclude_none=True)
         total = self.outcome
         return {
             "layout": layout,

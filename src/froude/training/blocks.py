@@ -6,7 +6,7 @@ a technique adds, removes or changes operators and collectives; sizes are arrays
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from froude.timing.stack import Stack
 from froude.training.experts import exchange, routed_operators
 from froude.training.ledger_tensors import head_held, layer_held, weight_gradient_bytes
 from froude.training.placement import LayoutBatch, Placement
-from froude.training.plan import PRODUCT_DTYPES, Job
+from froude.training.plan import PRODUCT_DTYPES, Job, RecomputeModule
 from froude.training.work import Block, BlockName, Blocks, Work, activation_bytes, stream_bytes, stream_dtype
 
 
@@ -75,13 +75,16 @@ def _layer(
     forward: Work = (*attention, *there, *operators[out:], *back)
     last: Work = (*there, *back) if routed else region
     regions_backward: Work = (*attention_region, *ring_backward, *last)
-    again: Work = tuple(op for op in operators if _recomputed(op, stack))
+    modules: set[RecomputeModule] = set(batch.recompute_modules)
+    if batch.recompute == "selective":
+        modules.add("core_attn")
+    again: Work = tuple(op for op in operators if _recomputed(op, modules, routed=routed))
+    if "moe" in modules and routed:
+        again = (*again, *there, *back)
     if batch.recompute == "full":
         again = forward
-        if stack.host == "compiled" and not routed:  # nobody reads the layer's last product again: it is left out
-            again = tuple(op for op in forward if op.name not in ("mlp-down", "mlp-residual"))
-    elif batch.recompute == "selective":
-        again = (*again, *(op for op in operators if isinstance(op, Attention)))
+    if stack.host == "compiled" and not routed:  # nobody reads the layer's last product again: it is left out
+        again = tuple(op for op in again if op.name not in ("mlp-down", "mlp-residual"))
 
     held = layer_held(arch, job, batch, ways, stack, dense=dense)
     expert_parameters: Array = 0.0
@@ -215,13 +218,18 @@ def _ways(arch: Architecture, placement: Placement) -> dict[str, Array]:
     return ways
 
 
-def _recomputed(op: Operator, stack: Stack) -> bool:
-    """Whether the stack runs it again in the backward pass, whatever the layout says of attention."""
-    if stack.recomputed == "latents":
-        return op.name in ("query-up", "key-value-up")
-    if stack.recomputed == "mlp":
-        return op.name in ("mlp-norm", "mlp-up", "mlp-activation")
-    return stack.recomputed == "activations" and op.name in ("input-norm", "mlp-norm", "experts-activation")
+def _recomputed(op: Operator, modules: Collection[RecomputeModule], *, routed: bool) -> bool:
+    """Whether it runs again in the backward pass because it belongs to one of these modules."""
+    names: dict[RecomputeModule, tuple[str, ...]] = {
+        "core_attn": ("attention",),
+        "layernorm": ("input-norm", "mlp-norm"),
+        "mla_up_proj": ("query-up", "key-value-up"),
+        "mlp": () if routed else ("mlp-up", "mlp-activation", "mlp-down"),
+        "moe": ("router", "routing", "permute", "experts-", "unpermute", "shared-"),
+        "moe_act": ("experts-activation",),
+        "shared_experts": ("shared-",),
+    }
+    return any(op.name in names[m] or op.name.startswith(tuple(n for n in names[m] if n[-1] == "-")) for m in modules)
 
 
 def _product_dtype(op: Operator, job: Job, stack: Stack) -> Operator:

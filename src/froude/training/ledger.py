@@ -77,7 +77,7 @@ def beside_tensors(
     """Bytes beside a stage's tensors at their peak, by part.
 
     What stays allocated throughout is allocated once. What comes and goes leaves gaps, in blocks that the caching
-    allocator keeps: a fraction of it.
+    allocator keeps: a fraction of it. Segments that grow leave none.
 
     On a computer measured as a profile tensors are counted as they are: there is no device runtime beside them. A
     compiler that plans all buffers beforehand (XLA) leaves no gaps, and plans those of collectives too.
@@ -87,10 +87,11 @@ def beside_tensors(
     constants = memory_constants()
     if stack.host == "compiled":
         return {"runtime": constants.runtime_bytes}
+    gaps = constants.allocator_overhead if stack.allocator == "blocks" else 0.0
     buckets = constants.bucket_bytes if stack.gradients_held == "deepspeed" else 0.0
     return {
         "workspaces": constants.workspace_bytes + buckets,
-        "allocator": (peak_bytes - resident_bytes) * constants.allocator_overhead,
+        "allocator": (peak_bytes - resident_bytes) * gaps,
         "runtime": constants.runtime_bytes + placement.communicators * constants.communicator_bytes,
     }
 

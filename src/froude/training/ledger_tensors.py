@@ -14,7 +14,7 @@ from froude.models.operator import BYTES_PER_ELEMENT
 from froude.models.transformer import SavedTensor, activation_tensors, head_activation_tensors
 from froude.timing.stack import Stack
 from froude.training.placement import LayoutBatch
-from froude.training.plan import Job, Recompute
+from froude.training.plan import Job, OffloadModule, Recompute, RecomputeModule
 
 Ways = Mapping[str, Array]
 
@@ -39,7 +39,7 @@ def layer_held(
     """What one layer holds."""
     flash = stack.attention not in ("unfused", "fused-softmax")
 
-    def tensors(recompute: Recompute) -> list[SavedTensor]:
+    def tensors(recompute: Recompute, gone: tuple[str, ...] = ()) -> list[SavedTensor]:
         saved = activation_tensors(
             arch,
             batch=batch.micro_batch,
@@ -51,14 +51,55 @@ def layer_held(
             fused_activation=stack.fusion != "unfused" and stack.activation == "fused",
             dropout=stack.dropout == "masks",
             keep_gathered=stack.sequence_inputs == "kept",
+            weighted=stack.weighting,
             dense=dense,
         )
+        saved = [tensor for tensor in saved if not tensor.name.startswith(gone)]
         return [_in_eight_bits(tensor) for tensor in saved] if job.precision == "fp8" else saved
 
-    saved = _bytes(tensors(batch.recompute), ways)
-    # While a layer is recomputed, what it would have saved exists for that one layer.
-    again = _bytes(tensors("none"), ways) - saved if batch.recompute != "none" else 0.0
-    return Held(saved, again + _gradients_of_pass(tensors("none"), arch, job, batch, ways))
+    routed = arch.experts is not None and not dense
+    gone = _recomputed(batch.recompute_modules, arch, routed=routed) + _offloaded(batch.offload_modules)
+    saved = _bytes(tensors(batch.recompute, gone), ways)
+    # While a layer is recomputed, or is back from the host, what it would have saved exists for that one layer.
+    again = _bytes(tensors("none"), ways) - saved
+    transient = again + _gradients_of_pass(tensors("none"), arch, job, batch, ways)
+    if np.any(batch.offloaded_layers):
+        share = batch.offloaded_layers / arch.layers
+        return Held(saved * (1.0 - share), transient + saved * share)
+    return Held(saved, transient)
+
+
+def _recomputed(modules: tuple[RecomputeModule, ...], arch: Architecture, *, routed: bool) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that recomputing these modules makes up for.
+
+    Norms apart are those of latent attention and of routed layers; others are part of the product that follows. Their
+    outputs go, as do those of the experts' activation and of the latents' up-projections. "mlp", "moe" and
+    "shared_experts" keep their input only (Megatron-Core, ``TransformerConfig.recompute_modules``).
+    """
+    names: dict[RecomputeModule, tuple[str, ...]] = {
+        "core_attn": ("softmax-",),
+        "layernorm": (("qkv-input",) if arch.latent else ()) + (("mlp-input",) if routed else ()),
+        "mla_up_proj": ("queries", "keys", "values") if arch.latent else (),
+        "mlp": () if routed else ("mlp-activation-input", "mlp-down-input"),
+        "moe": ("router-", "experts-", "shared-"),
+        "moe_act": ("experts-activation-output", "experts-down-input"),
+        "shared_experts": ("shared-",),
+    }
+    return tuple(name for module in modules for name in names[module])
+
+
+def _offloaded(modules: tuple[OffloadModule, ...]) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that wait in host memory: what these modules keep for themselves."""
+    names: dict[OffloadModule, tuple[str, ...]] = {
+        "attn_norm": ("input-norm-input",),
+        "qkv_linear": ("qkv-input",),
+        "core_attn": ("queries", "keys", "values", "softmax-", "log-sum-exp"),
+        "attn_proj": ("attention-out-input",),
+        "mlp_norm": ("mlp-norm-input",),
+        "expert_fc1": ("experts-input",),
+        "moe_act": ("experts-activation-input",),
+    }
+    return tuple(name for module in modules for name in names[module])
 
 
 def _gradients_of_pass(

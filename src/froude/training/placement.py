@@ -10,7 +10,7 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.machines.cluster import Group
-from froude.training.plan import Job, Layout, Recompute
+from froude.training.plan import Job, Layout, OffloadModule, Recompute, RecomputeModule
 
 MESH_AXES = ("tp", "cp", "dp", "pp")
 """Innermost first: neighbours along "tp" are neighbours in the machine."""
@@ -33,8 +33,11 @@ class LayoutBatch:
     virtual_stages: np.ndarray
     micro_batch: np.ndarray
     replicate: np.ndarray
+    offloaded_layers: np.ndarray
     zero_stage: int
     recompute: Recompute
+    recompute_modules: tuple[RecomputeModule, ...]
+    offload_modules: tuple[OffloadModule, ...]
     sequence_parallel: bool
     spread_experts: bool
 
@@ -44,7 +47,7 @@ class LayoutBatch:
         kinds = {kind(layout) for layout in layouts}
         if len(kinds) != 1:
             raise ValueError(f"a batch holds layouts of one kind, not {len(kinds)}")
-        zero_stage, recompute, sequence_parallel, spread_experts = kinds.pop()
+        zero_stage, recompute, recompute_modules, offload_modules, sequence_parallel, spread_experts = kinds.pop()
 
         def column(name: str) -> np.ndarray:
             return np.array([getattr(layout, name) for layout in layouts], dtype=float)
@@ -59,16 +62,22 @@ class LayoutBatch:
             virtual_stages=column("virtual_stages"),
             micro_batch=column("micro_batch"),
             replicate=column("replicate"),
+            offloaded_layers=column("offloaded_layers"),
             zero_stage=zero_stage,
             recompute=recompute,
+            recompute_modules=recompute_modules,
+            offload_modules=offload_modules,
             sequence_parallel=sequence_parallel,
             spread_experts=spread_experts,
         )
 
 
-def kind(layout: Layout) -> tuple[int, Recompute, bool, bool]:
+def kind(
+    layout: Layout,
+) -> tuple[int, Recompute, tuple[RecomputeModule, ...], tuple[OffloadModule, ...], bool, bool]:
     """What layouts must share to be priced together."""
-    return layout.zero_stage, layout.recompute, layout.sequence_parallel, layout.expert_parallel > 1
+    not_kept = layout.recompute, layout.recompute_modules, layout.offload_modules
+    return layout.zero_stage, *not_kept, layout.sequence_parallel, layout.expert_parallel > 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
 PRODUCT_DTYPES = {"fp8": "fp8", "nvfp4": "fp4"}
 """Recipes whose matrix products run in a narrower type than the 16 bits of everything else."""
 Recompute = Literal["none", "selective", "full"]
+RecomputeModule = Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe", "moe_act", "shared_experts"]
+"""Parts of a layer that run again in the backward pass, as Megatron-Core's ``recompute_modules`` names them."""
+OffloadModule = Literal["attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act"]
+"""Parts of a layer whose inputs wait in host memory, as Megatron-Core's ``offload_modules`` names them."""
 
 
 class Job(Spec):
@@ -57,6 +61,10 @@ class Layout(Spec):
 
     ``stage_layers`` says how many layers each virtual stage has, first to last; left out, they are divided as evenly as
     the model's ends allow. A stage of none holds the embedding or the head alone.
+
+    ``recompute_modules`` are recomputed beside what ``recompute`` says ("selective" is "core_attn"). Inputs of
+    ``offload_modules`` wait in host memory, and all that the first ``offloaded_layers`` of a model in one stage keep:
+    the copies are taken to hide behind the work.
     """
 
     data_parallel: Positive
@@ -73,6 +81,9 @@ class Layout(Spec):
     replicate: Positive = 1
     sequence_parallel: bool = True
     recompute: Recompute = "none"
+    recompute_modules: tuple[RecomputeModule, ...] = ()
+    offload_modules: tuple[OffloadModule, ...] = ()
+    offloaded_layers: Annotated[int, Field(ge=0)] = 0
 
     @property
     def devices(self) -> int:
@@ -93,7 +104,11 @@ class Layout(Spec):
                 parts.append(f"{name} {value}")
         if self.stage_layers is not None:
             parts.append("layers " + "-".join(map(str, self.stage_layers)))
-        return " ".join([*parts, f"mb {self.micro_batch}", f"zero {self.zero_stage}", f"recompute {self.recompute}"])
+        recompute = "+".join([self.recompute, *self.recompute_modules])
+        parts += [f"mb {self.micro_batch}", f"zero {self.zero_stage}", f"recompute {recompute}"]
+        if self.offloaded_layers or self.offload_modules:
+            parts.append("offloaded " + "+".join([str(self.offloaded_layers), *self.offload_modules]))
+        return " ".join(parts)
 
 
 class TechniqueUse(Spec):

@@ -302,11 +302,14 @@ def _layout(row: _Row, architecture: Architecture, cluster: Cluster) -> tuple[La
     if micro_batch != int(micro_batch) or sequences % (data * int(micro_batch)):
         raise Unusable(f"{sequences} sequences do not divide into micro-batches of {micro_batch:g} on {data} replicas")
     virtual = _virtual_stages(row, architecture.layers, pipeline) if pipeline > 1 else 1
-    stated = row.defaults.get("stage_layers") if pipeline > 1 else None
+    stated = _assumed(row, "stage_layers", None) if pipeline > 1 else None
     if stated is not None:
-        row.assumed.append("stage_layers")
         virtual = len(stated) // pipeline
     sequence_parallel = bool(row.get("sp", "sequence_parallel", False)) and tensor > 1
+    recompute = row.get("recompute", "recompute", "none")
+    modules = _assumed(row, "recompute_modules", ())
+    if modules and recompute == "selective":  # these, then, not attention
+        recompute = "none"
     layout = Layout.parse(
         {
             "data_parallel": data,
@@ -322,10 +325,21 @@ def _layout(row: _Row, architecture: Architecture, cluster: Cluster) -> tuple[La
             "zero_stage": int(row.get("zero_stage", "zero_stage", 0)),
             "replicate": _copies(row, data),
             "sequence_parallel": sequence_parallel,
-            "recompute": row.get("recompute", "recompute", "none"),
+            "recompute": recompute,
+            "recompute_modules": modules,
+            "offload_modules": _assumed(row, "offload_modules", ()),
+            "offloaded_layers": _assumed(row, "offloaded_layers", 0) if pipeline == 1 else 0,
         }
     )
     return layout, int(sequences)
+
+
+def _assumed(row: _Row, name: str, otherwise: Any) -> Any:
+    """A setting that no column states: the source's default, remembered as assumed, else ``otherwise``."""
+    if name not in row.defaults:
+        return otherwise
+    row.assumed.append(name)
+    return row.defaults[name]
 
 
 def _cut_experts(row: _Row, tensor: int) -> int:

@@ -90,6 +90,8 @@ class Scenario:
                 f"data_parallel x micro_batch {per_round} does not divide the global batch of "
                 f"{job.global_batch_sequences} sequences"
             )
+        if layout.offloaded_layers and (pp > 1 or layout.offloaded_layers > arch.layers):
+            return f"offloaded_layers {layout.offloaded_layers} needs one stage of as many layers or more"
         if layout.data_parallel % layout.replicate:
             return f"replicate {layout.replicate} does not divide data_parallel {layout.data_parallel}"
         if layout.replicate > 1 and (layout.zero_stage == 0 or arch.experts is not None):

@@ -41,9 +41,7 @@ class EvictionPolicy(ABC):
 
     def rest(self, units: Iterable[int]) -> None:
         """Nobody reads these any more."""
-        idle = self.units
-        for unit in units:
-            idle[unit] = None
+        self.units.update(dict.fromkeys(units))
 
     def forget(self, unit: int) -> None:
         """An idle unit is gone, though not as a victim."""
@@ -52,6 +50,10 @@ class EvictionPolicy(ABC):
     @abstractmethod
     def evict(self) -> int:
         """Take the next victim out of `units`, of which there is at least one."""
+
+    def victims(self, count: int) -> list[int]:
+        """So many of them, in order."""
+        return [self.evict() for _ in range(count)]
 
 
 EVICTIONS: Registry[EvictionPolicy] = Registry("eviction", "froude.serving.evictions", EvictionPolicy)

@@ -69,7 +69,6 @@ class Jumper(Holding):
             self.queue = FirstComeQueue() if cache is None else FirstComePrefixQueue(self, cache)
         self.waiting = self.queue
         self.reserves = type(scheduler).reserved_tokens is not Scheduler.reserved_tokens
-        self.horizon = NO_TIME
         self.orders: list[Order] = []
         self.ordered_ps = NO_TIME  # when the first of them was given
         self.arrived = 0  # requests of `arrivals` that have joined the queue
@@ -292,7 +291,7 @@ class Jumper(Holding):
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence) -> None:
-        """A request arrives at the present horizon. The generator must be resumed before anything else happens."""
+        """A request arrives at the present horizon. `play` must be resumed before anything else happens."""
         self.arrivals.append(sequence)
         self.outstanding += 1
         self.outstanding_tokens += sequence.prompt_tokens
@@ -332,11 +331,12 @@ class Jumper(Holding):
     def _next_arrival(self) -> int:
         return self.arrivals[self.arrived].arrival_ps if self.arrived < len(self.arrivals) else NO_TIME
 
-    def play(self, record: bool = False) -> Generator[int, None, None]:
+    def play(self, record: bool = False, horizon: int = NO_TIME) -> Generator[int, int, None]:
         """Play until nothing is left to do; ``record`` keeps a `Segment` per jump.
 
-        All arrivals before `horizon` are known. Whenever the present plan ends later, or the next decision is due
-        then, it yields the time at which the plan ends and waits for the horizon to move, or for `submit`.
+        All arrivals before ``horizon`` are known. Whenever the present plan ends later, or the next decision is due
+        then, it yields the time at which the plan ends and waits to be sent a later horizon, or for `submit` and the
+        same one.
         """
         arrivals, queue, outcome = self.arrivals, self.queue, self.outcome
         schedule, segment = self.scheduler.schedule, self.time.segment
@@ -344,15 +344,14 @@ class Jumper(Holding):
         prefilling, first_ps, join = self.prefilling, outcome.first_ps, queue.join
         cache, reserves, lines, swaps = self.cache, self.reserves, self.lines, self.swap is not None
         lower = None if cache is None else cache.lower
-        horizon = self.horizon  # it moves only while this waits at a `yield`
         now = iterations = busy = 0
         change = change_ps(self.controller, -1, NO_TIME)
         next_arrival = self._next_arrival()
         while True:
             # Ask the scheduler.
             while now >= horizon:  # a request that arrives at this very moment may be on its way here
-                yield now
-                horizon, next_arrival = self.horizon, self._next_arrival()
+                horizon = yield now
+                next_arrival = self._next_arrival()
             if next_arrival <= now:
                 arrived = self.arrived
                 while next_arrival <= now:
@@ -383,8 +382,8 @@ class Jumper(Holding):
                 if short or decision.preempt:
                     continue
                 while next_arrival == NO_TIME and horizon != NO_TIME and not self.orders:
-                    yield NO_TIME
-                    horizon, next_arrival = self.horizon, self._next_arrival()
+                    horizon = yield NO_TIME
+                    next_arrival = self._next_arrival()
                 due = min(next_arrival, self.ordered_ps)
                 if due == NO_TIME:
                     break
@@ -472,8 +471,7 @@ class Jumper(Holding):
                 if count != solved:
                     took = first * count + slope * (count * (count - 1) // 2)
                 while now + took > horizon:
-                    yield now + took
-                    horizon = self.horizon
+                    horizon = yield now + took
                     sooner = self.ordered_ps
                     if next_arrival == NO_TIME:
                         next_arrival = self._next_arrival()

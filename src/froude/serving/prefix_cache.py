@@ -12,6 +12,7 @@ arXiv:2312.07104.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from froude.core.errors import InvalidValueError, UnknownNameError
@@ -105,11 +106,12 @@ class PrefixCache:
         A unit that another sequence computed at the same time is kept twice until this one leaves.
         """
         last = min(sequence.computed_tokens, sequence.prompt_tokens) // self.unit_tokens
-        readers, idle, held = self.readers, self.idle, sequence.units
-        for unit in sequence.prefix[before // self.unit_tokens : last]:
-            if unit not in readers and unit not in idle:
-                readers[unit] = 1
-                held.append(unit)
+        new: Iterable[int] = sequence.prefix[before // self.unit_tokens : last]
+        readers, idle = self.readers, self.idle
+        if not (readers.keys().isdisjoint(new) and idle.keys().isdisjoint(new)):
+            new = [unit for unit in new if unit not in readers and unit not in idle]
+        readers.update(dict.fromkeys(new, 1))
+        sequence.units.extend(new)
         return 0
 
     def idles(self, sequence: Sequence, tokens: int) -> bool:
@@ -124,8 +126,7 @@ class PrefixCache:
         self.empty -= blocks
         if self.empty < 0:
             units = -(self.empty // self.unit_blocks)
-            evict = self.policy.evict
-            evicted = [evict() for _ in range(units)]
+            evicted = self.policy.victims(units)
             if self.lower is not None:
                 self.lower.put(evicted)
             self.empty += units * self.unit_blocks
@@ -137,22 +138,21 @@ class PrefixCache:
         """
         self._matched = None
         own = sequence.blocks - len(sequence.units) * self.unit_blocks
-        readers, idle, left = self.readers, self.idle, list[int]()
-        for unit in reversed(sequence.units):
-            others = readers.pop(unit) - 1
-            if others:
-                readers[unit] = others
-            else:
-                left.append(unit)
-        free = own + len(left) * self.unit_blocks
+        readers, units = self.readers, sequence.units[::-1]
+        before = list(map(readers.pop, units))
+        if before.count(1) < len(units):
+            shared = {unit: count - 1 for unit, count in zip(units, before, strict=True) if count > 1}
+            readers.update(shared)
+            units = [unit for unit in units if unit not in shared]
+        free = own + len(units) * self.unit_blocks
         if complete and len(sequence.prefix) * self.unit_tokens >= sequence.prompt_tokens + self.unit_tokens:
             last = (sequence.prompt_tokens + sequence.output_tokens - 1) // self.unit_tokens
             written = sequence.prefix[sequence.prompt_tokens // self.unit_tokens : last]
-            new = [unit for unit in reversed(written) if unit not in readers and unit not in idle]
+            new = [unit for unit in reversed(written) if unit not in readers and unit not in self.idle]
             own -= len(new) * self.unit_blocks
-            left = new + left
+            units = new + units
         self.empty += own
-        self.policy.rest(left)
+        self.policy.rest(units)
         sequence.units = []
         return free
 

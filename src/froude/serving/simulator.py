@@ -6,8 +6,8 @@ The same decisions and times as `froude.serving.stepping`, to the bit; `froude.s
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from heapq import heappop, heappush
 
 from froude.serving.autoscaling import ScalingRouter
@@ -137,15 +137,13 @@ def route_all(
 
     An engine is touched only when its plan ends before the present, or when a request is handed to it.
     """
-    playing = [engine.play(record) for engine in engines]
-    ends: list[tuple[int, int]] = []
-    current = [0] * len(engines)  # the live end of each engine's plan
+    playing = [engine.play(record, 0) for engine in engines]
+    current = [next(play) for play in playing]  # when each engine's plan ends
+    ends = [(end, index) for index, end in enumerate(current)]  # heap; an entry that is not current is skipped
 
-    def resume(index: int, horizon: int) -> None:
-        engines[index].horizon = horizon
-        end = next(playing[index], None)
-        if end is not None:
-            current[index] = end
+    def resume(index: int, now: int) -> None:
+        current[index] = end = playing[index].send(now)
+        if end < NO_TIME:
             heappush(ends, (end, index))
 
     def catch_up(now: int) -> None:
@@ -157,8 +155,6 @@ def route_all(
         for index in due:
             resume(index, now)
 
-    for index in range(len(engines)):
-        resume(index, 0)
     scaling = router if isinstance(router, ScalingRouter) else None
     for sequence in arrivals:
         now = sequence.arrival_ps
@@ -169,8 +165,14 @@ def route_all(
         chosen = router.route(sequence, engines)
         engines[chosen].submit(sequence)
         resume(chosen, now)
-    for index in range(len(engines)):
-        resume(index, NO_TIME)
+    play_out(playing)
+
+
+def play_out(playing: list[Generator[int, int, None]]) -> None:
+    """Nothing arrives any more: to the end of each."""
+    for play in playing:
+        with suppress(StopIteration):
+            play.send(NO_TIME)
 
 
 def release_all(
@@ -184,16 +186,15 @@ def release_all(
 
     Engines are played in the order of what happens.
     """
-    playing = [engine.play(record) for engine in engines]
+    playing = [engine.play(record, 0) for engine in engines]
     ends: list[tuple[int, int]] = []
-    current = [NO_TIME] * len(engines)  # the live end of each engine's plan
+    current = [next(play) for play in playing]  # when each engine's plan ends
     done: list[tuple[Sequence, int]] = []
     for engine in engines:
         engine.completed = done
 
     def resume(index: int, horizon: int) -> None:
-        engines[index].horizon = horizon
-        current[index] = next(playing[index])
+        current[index] = playing[index].send(horizon)
         if current[index] != NO_TIME:
             heappush(ends, (current[index], index))
         for sequence, finished_ps in done:
@@ -201,8 +202,6 @@ def release_all(
                 arrivals.complete(sequence, finished_ps)
         done.clear()
 
-    for index in range(len(engines)):
-        resume(index, 0)
     scaling = router if isinstance(router, ScalingRouter) else None
     if conductor is not None:
         conductor.begin(engines)
@@ -244,7 +243,4 @@ def release_all(
                 deciding.add(chosen)
         for index in sorted(deciding):
             resume(index, now + 1)
-    for index in range(len(engines)):
-        engines[index].horizon = NO_TIME
-        for _ in playing[index]:
-            pass
+    play_out(playing)

@@ -20,3 +20,8 @@ class Lru(EvictionPolicy):
     def evict(self) -> int:
         """See `EvictionPolicy`."""
         return self.units.popitem(last=False)[0]
+
+    def victims(self, count: int) -> list[int]:
+        """See `EvictionPolicy`."""
+        evict = self.units.popitem
+        return [evict(False)[0] for _ in range(count)]

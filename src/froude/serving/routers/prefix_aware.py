@@ -9,6 +9,7 @@ cache-aware policy of SGLang's router (``cache_threshold``, ``balance_abs_thresh
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from itertools import repeat
 
 from froude.core.registry import Source
 from froude.serving.policy import Sequence
@@ -41,19 +42,17 @@ class PrefixAware(Router):
         loads = [replica.outstanding for replica in replicas]
         least, most = min(loads), max(loads)
         chosen = loads.index(least)
-        where = self._where
+        sent = list(map(self._where.get, sequence.prefix, repeat(0)))
         if most - least <= self.margin or most <= self.factor * least:
-            candidates, shared = 0, 0
-            for unit in sequence.prefix:
-                also = where.get(unit, 0) & candidates if shared else where.get(unit, 0)
-                if not also:
+            candidates, shared = -1, 0
+            for mask in sent:
+                if not mask & candidates:
                     break
-                candidates = also
+                candidates &= mask
                 shared += 1
-            if shared > self.threshold * len(sequence.prefix):
+            if shared > self.threshold * len(sent):
                 able = (i for i in range(len(loads)) if candidates >> i & 1)
                 chosen = min(able, key=lambda i: (loads[i], i))
         here = 1 << chosen
-        for unit in sequence.prefix:
-            where[unit] = where.get(unit, 0) | here
+        self._where.update(zip(sequence.prefix, [mask | here for mask in sent], strict=True))
         return chosen

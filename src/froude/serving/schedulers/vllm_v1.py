@@ -10,8 +10,8 @@ from __future__ import annotations
 from froude.core.registry import Source
 from froude.serving.policy import FOREVER, Decision, Scheduler, Sequence, View
 
-_DECODE_UNTIL_ARRIVAL = Decision(iterations=FOREVER, on_completion=False)
-_DECODE_UNTIL_COMPLETION = Decision(iterations=FOREVER, on_arrival=False)
+_DECODE_UNTIL_ARRIVAL = Decision(iterations=FOREVER, on_completion=False, on_eviction=False)
+_DECODE_UNTIL_COMPLETION = Decision(iterations=FOREVER, on_arrival=False, on_eviction=False)
 _DECODE_ONCE = Decision()
 
 
@@ -61,10 +61,8 @@ class VllmV1(Scheduler):
             room -= 1
             prefill.append((sequence, tokens))
         # An arrival matters only if it could be admitted at once: budget, room and (first come, first served) no one
-        # blocked before it. A completion matters if someone waits or a chunk could grow.
+        # blocked before it. A completion matters if someone waits or a chunk could grow, an eviction to who is blocked.
         on_arrival = budget > 0 and room > 0 and not (blocked and self.first_come)
-        if prefill:
-            return Decision(prefill, iterations=FOREVER, on_arrival=on_arrival)
-        if on_arrival:
-            return _DECODE_UNTIL_ARRIVAL if not blocked else Decision(iterations=FOREVER)
-        return _DECODE_UNTIL_COMPLETION
+        if prefill or blocked:
+            return Decision(prefill, iterations=FOREVER, on_arrival=on_arrival, on_eviction=blocked)
+        return _DECODE_UNTIL_ARRIVAL if on_arrival else _DECODE_UNTIL_COMPLETION

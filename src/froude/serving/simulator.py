@@ -187,8 +187,8 @@ def release_all(
     Engines are played in the order of what happens.
     """
     playing = [engine.play(record, 0) for engine in engines]
-    ends: list[tuple[int, int]] = []
     current = [next(play) for play in playing]  # when each engine's plan ends
+    ends = [(end, index) for index, end in enumerate(current)]  # heap; an entry that is not current is skipped
     done: list[tuple[Sequence, int]] = []
     for engine in engines:
         engine.completed = done

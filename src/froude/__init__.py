@@ -48,6 +48,7 @@ _PUBLIC: dict[str, str] = {
     "check_requests": "froude.runtime.engine.api",
     "check_twin": "froude.runtime.engine.twin",
     "simulate_serve": "froude.serving.api",
+    "simulate_models": "froude.serving.models_api",
     "read_launch": "froude.exports.launch",
     "check_serve": "froude.serving.measured",
     "load_trace": "froude.workloads.readers",

@@ -43,10 +43,19 @@ def train(
 def serve(
     cluster: Annotated[str, typer.Option(metavar="C", help="DEVICE:COUNT, such as h100-sxm:1, or a YAML file.")],
     trace: Annotated[
-        str, typer.Option(metavar="T", help="Azure or other CSV, Mooncake or vLLM JSONL, or lognormal:in=1000,out=200.")
-    ],
+        str | None,
+        typer.Option(metavar="T", help="Azure or other CSV, Mooncake or vLLM JSONL, or lognormal:in=1000,out=200."),
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="M", help="A model's name, a config.json, or its folder.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="M",
+            help="A model's name, a config.json, or its folder; several as A,B or a YAML file.",
+            show_default=False,
+        ),
+    ] = None,
+    sharing: Annotated[
+        str | None, typer.Option(help="Of several models: static (default), multiplexed, switching:min=1,target=16.")
     ] = None,
     launch: Annotated[
         str | None,
@@ -167,15 +176,37 @@ def serve(
         asked = {**read_launch(launch), **asked}
     if "model" not in asked:
         raise FroudeError("model: none is given; name one with --model, or a command that does with --launch")
+    load: dict[str, Any] = {
+        "rate": rate,
+        "arrivals": arrivals,
+        "concurrency": concurrency,
+        "time_scale": time_scale,
+        "requests": requests,
+        "seed": seed,
+    }
+    if sharing is not None or "," in asked["model"] or asked["model"].endswith((".yaml", ".yml")):
+        from froude.reports.serving import show_models
+        from froude.serving.models_api import simulate_models
+
+        if out is not None:
+            raise FroudeError("out: several models have no report yet; leave it out, --json has the figures")
+        models = asked.pop("model")
+        how = {**load, **asked, "slo": slo, "stepping": stepping, "techniques": technique or ()}
+        found = simulate_models(models, cluster, trace, sharing=sharing or "static", **how)
+        emit(
+            found.json(),
+            as_json=as_json,
+            show=lambda: show_models(found),
+            assumptions=found.assumptions,
+            warnings=found.warnings,
+        )
+        return
+    if trace is None:
+        raise FroudeError("trace: none is given; name a file or a synthetic workload with --trace")
     result = simulate_serve(
         cluster=cluster,
         trace=trace,
-        rate=rate,
-        arrivals=arrivals,
-        concurrency=concurrency,
-        time_scale=time_scale,
-        requests=requests,
-        seed=seed,
+        **load,
         slo=slo,
         stepping=stepping,
         record=out is not None,

@@ -10,6 +10,7 @@ from froude.reports.html import Report
 from froude.reports.tables import console, percent, print_table, seconds, si, usd
 
 if TYPE_CHECKING:
+    from froude.serving.models_api import SharedResult
     from froude.serving.result import ServeResult
 
 _GRID = 400  # points of a picture over time
@@ -98,6 +99,39 @@ def show_serve(result: ServeResult) -> None:
     console().print(
         f"{result.outcome.iterations:,} iterations simulated in {seconds(result.sim_wall_s)} by {how}", style="dim"
     )
+
+
+def show_models(result: SharedResult) -> None:
+    """Print each model's latencies, and what they share."""
+    found = result.json()
+    rows = []
+    for name, own in found["models"].items():
+        rows.append(
+            (
+                name,
+                f"{own['completed']:,} of {own['requests']:,}",
+                *(f"{seconds(own[kind]['mean'])}, {seconds(own[kind]['p99'])}" for kind, _ in _LATENCIES),
+                si(own["output_tokens_per_s"]),
+                percent(own["peak_kv_utilisation"]),
+            )
+        )
+    columns = ("", "completed", *(f"{title}: mean, p99" for _, title in _LATENCIES), "tokens/s", "cache peak")
+    d = result.deployment
+    print_table(
+        f"{len(rows)} models on {result.machines} x {d.each_devices} x {d.cluster.device.name}, {result.sharing}",
+        columns,
+        rows,
+    )
+    price, energy = found["usd_per_million_output_tokens"], found["joules_per_output_token"]
+    lines = [
+        ("duration", seconds(found["duration_s"])),
+        ("machines busy", percent(found["busy_fraction"])),
+        ("cost", "-" if price is None else f"{usd(price)} per million output tokens"),
+        ("energy", "-" if energy is None else f"{energy:.3g} J per output token"),
+    ]
+    if "switches" in found:
+        lines.append(("machines changed models", f"{found['switches']:,} times, {seconds(found['loading_s'])} in all"))
+    print_table("", ("", ""), lines)
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from heapq import heappop, heappush
 from typing import Any, Protocol
 
 from froude.serving.autoscaling import ScalingRouter
+from froude.serving.iteration import IterationTime
 from froude.serving.outcome import NO_TIME
 from froude.serving.policy import Sequence, View
 from froude.serving.router import Replica, Router
@@ -46,6 +47,9 @@ class Engine(Replica, Protocol):
 
     def adopt(self, sequence: Sequence) -> None:
         """A sequence for which blocks and a place were set aside goes on generating here."""
+
+    def retime(self, time: IterationTime) -> None:
+        """Iterations take another time from now on."""
 
 
 Order = Callable[[Engine, int], None]

@@ -288,6 +288,10 @@ class Jumper(Holding):
         self.prefilling.pop()
         self._start_decoding(sequence)
 
+    def retime(self, time: IterationTime) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.time = time
+
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence) -> None:
@@ -363,6 +367,7 @@ class Jumper(Holding):
                     lines.settle()
             if self.orders:
                 self._obey(now)
+                segment = self.time.segment
             if change <= now and (queue or self.decoding or prefilling):
                 segment = self._repace(now).segment
                 change = change_ps(self.controller, now, NO_TIME)

@@ -138,6 +138,7 @@ class Worker:
     eviction: str = "lru"
     tiers: KvTiers | None = None
     role: Literal["both", "prefill", "decode"] = "both"
+    model: int = 0  # whose requests it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +180,15 @@ def fits(sequence: Sequence, scheduler: Scheduler, total_blocks: int, block_toke
 
 
 def admissible(trace: list[Sequence], outcome: Outcome, workers: list[Worker]) -> list[Sequence]:
-    """The requests that can run on every worker; the others are counted as rejected."""
+    """The requests that can run on every worker of their model; the others are counted as rejected."""
     able = trace
-    for scheduler, total_blocks, block_tokens in {(w.scheduler, w.total_blocks, w.block_tokens) for w in workers}:
+    several = any(worker.model for worker in workers)
+    kinds = {(w.scheduler, w.total_blocks, w.block_tokens, w.model) for w in workers}
+    for scheduler, total_blocks, block_tokens, model in kinds:
         most = (total_blocks - scheduler.watermark_blocks(total_blocks)) * block_tokens
-        if type(scheduler).reserved_tokens is Scheduler.reserved_tokens:  # `fits` in line: a trace may be long
+        if several:
+            able = [s for s in able if s.model != model or fits(s, scheduler, total_blocks, block_tokens)]
+        elif type(scheduler).reserved_tokens is Scheduler.reserved_tokens:  # `fits` in line: a trace may be long
             able = [s for s in able if s.prompt_tokens + s.output_tokens - 1 <= most]
         else:
             able = [s for s in able if fits(s, scheduler, total_blocks, block_tokens)]

@@ -39,6 +39,7 @@ class Sequence:
         host_blocks: blocks that it holds in host memory: it was preempted by swapping, and comes back with what was
             computed.
         client: on whose behalf, to schedulers that are fair.
+        model: of several that a fleet serves.
         priority: smaller is served first, by schedulers that look at it.
         prefix: hashes of its prompt's blocks, when the trace has them, and perhaps of its output's after them.
         after: ids of requests that must be complete before it is sent, ``delay_ps`` later.
@@ -57,6 +58,7 @@ class Sequence:
         "host_blocks",
         "id",
         "limit_tokens",
+        "model",
         "output_tokens",
         "prefix",
         "priority",
@@ -87,6 +89,7 @@ class Sequence:
         self.host_blocks = 0
         self.priority = priority
         self.client = client
+        self.model = 0
         self.prefix = prefix
         self.after: tuple[int, ...] = ()
         self.delay_ps = 0

@@ -440,6 +440,10 @@ class _Replica:
         """See `froude.serving.conductor.Engine`."""
         self.stepper.adopt(sequence)
 
+    def retime(self, time: IterationTime) -> None:
+        """See `froude.serving.conductor.Engine`."""
+        self.time = time
+
     def _lose(self, sequence: Sequence) -> None:
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens

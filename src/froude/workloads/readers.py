@@ -40,7 +40,7 @@ ARRIVAL = ("arrival_s", "arrived_at", "arrival_time", "arrival", "timestamp", "t
 INPUT = ("input_tokens", "num_prefill_tokens", "prompt_tokens", "ContextTokens", "Request tokens", "input_length")
 OUTPUT = ("output_tokens", "num_decode_tokens", "completion_tokens", "GeneratedTokens", "Response tokens")
 MOONCAKE_BLOCK_TOKENS = 512
-TEXT = ("client", "after")
+TEXT = ("client", "after", "model")
 LONG = 1 << 25  # characters from which polars is faster than Python's own reader, its import included
 
 
@@ -163,6 +163,8 @@ def _table(name: str, table: Mapping[str, Column]) -> Trace:
     more: dict[str, Any] = {field: _numbers(name, table, field) for field in ("priority", "think_s") if field in table}
     if "client" in table:  # any text; equal texts are one client
         more["client"] = np.unique([cell or "" for cell in table["client"]], return_inverse=True)[1]
+    if "model" in table:
+        more["model"] = [cell or "" for cell in table["model"]]
     if "after" in table:
         more["after"] = _after(name, [cell or "" for cell in table["after"]])
     if "Response tokens" in table:

@@ -35,6 +35,7 @@ class Trace:
         after: for each request those (earlier in the trace) that must be complete before it is sent, where requests
             depend on each other; one that waits has the arrival time of the request before it in the trace.
         think_s: time from then until it is sent.
+        model: name of the model that each request is for, where the trace has it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Trace:
     client: Ints | None = None
     after: tuple[tuple[int, ...], ...] | None = None
     think_s: Floats | None = None
+    model: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -95,9 +97,9 @@ class Trace:
         if requests < 1:
             raise InvalidValueError("requests", requests, "is not a number of requests; the least is 1")
         if requests <= len(self):
-            return self._take(np.arange(requests))
+            return self.take(np.arange(requests))
         index = np.arange(requests)
-        again = self._take(index % len(self))
+        again = self.take(index % len(self))
         gap_s = self.duration_s / max(1, len(self) - 1)
         round_of = index // len(self)
         after = None
@@ -107,7 +109,8 @@ class Trace:
         arrival_s = again.arrival_s + round_of * (self.duration_s + gap_s)
         return replace(again, arrival_s=arrival_s, measured=None, after=after)
 
-    def _take(self, rows: Ints) -> Trace:
+    def take(self, rows: Ints) -> Trace:
+        """Some of them; times start at zero."""
         return replace(
             self,
             arrival_s=self.arrival_s[rows] - self.arrival_s[0],
@@ -119,6 +122,7 @@ class Trace:
             client=None if self.client is None else self.client[rows],
             after=tuple(self.after[i] for i in rows) if self.after else None,
             think_s=None if self.think_s is None else self.think_s[rows],
+            model=None if self.model is None else tuple(self.model[i] for i in rows),
         )
 
     def at_rate(self, rate: float, seed: int, arrivals: str = "poisson") -> Trace:
@@ -154,6 +158,7 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
     priority = more.pop("priority", None)
     client = more.pop("client", None)
     after, think_s = more.pop("after", None), more.pop("think_s", None)
+    model = more.pop("model", None)
     place = np.argsort(order)
     return Trace(
         name=name,
@@ -166,5 +171,6 @@ def make_trace(name: str, arrival_s: Any, input_tokens: Any, output_tokens: Any,
         client=None if client is None else np.asarray(client, dtype=np.int64)[order],
         after=tuple(tuple(int(place[j]) for j in after[i]) for i in order) if after is not None else None,
         think_s=None if think_s is None else np.asarray(think_s, dtype=np.float64)[order],
+        model=None if model is None else tuple(str(model[i]) for i in order),
         **more,
     )

@@ -39,6 +39,15 @@ def test_layouts_measured_again_count_once() -> None:
     assert found.regret == pytest.approx(1.0 - 21.0 / 23.0)  # the median of 20, 26, 23 against the next layout's 21
 
 
+def test_ties_do_not_depend_on_the_order_of_rows() -> None:
+    rows = [row(i, 10.0 + i, 20.0 + i) for i in range(MIN_LAYOUTS)]
+    rows[1] = row(1, 10.0 * (1.0 + 1e-12), 40.0)  # ranked first together with the best
+    (found,) = choices(rows)
+    (backwards,) = choices(rows[::-1])
+    assert found.regret == pytest.approx(0.25)
+    assert (backwards.regret, backwards.spearman) == (pytest.approx(found.regret), pytest.approx(found.spearman))
+
+
 def test_sources_count_alike() -> None:
     good = [row(i, 1.0 + i, 1.0 + i, sweep=name) for name in "abc" for i in range(MIN_LAYOUTS)]
     bad = [row(i, 100.0 - i, 1.0 + i, source="t") for i in range(MIN_LAYOUTS)]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MIN_LAYOUTS = 8
 """A sweep with fewer distinct layouts says little about a ranking."""
+TIE = 1e-9
+"""Predictions that differ by less, relatively, rank alike, in whatever order the rows come."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Choice:
     Attributes:
         source, sweep: which rows.
         n: distinct layouts; those measured more than once count with their median.
-        regret: how far the throughput of the layout ranked first falls below the best measured.
+        regret: how far the throughput of the layout ranked first falls below the best measured; the mean of those
+            that are ranked first together.
         spearman: rank correlation of predicted and measured (Spearman 1904); None where either is constant.
     """
 
@@ -88,8 +91,8 @@ def choices(scored: Iterable[Scored]) -> list[Choice]:
             continue
         predicted = [float(np.median([item.predicted for item in same])) for same in layouts.values()]
         measured = [float(np.median([item.measured for item in same])) for same in layouts.values()]
-        taken = measured[int(np.argmin(predicted))]
-        regret = 1.0 - min(measured) / taken
+        ranked_first = np.isclose(predicted, min(predicted), rtol=TIE, atol=0.0)
+        regret = float(np.mean(1.0 - min(measured) / np.array(measured)[ranked_first]))
         name = items[0].candidate.name
         found.append(Choice(items[0].source, name, len(layouts), regret, rank_correlation(predicted, measured)))
     return found
@@ -111,10 +114,10 @@ def choice_alike(found: Iterable[Choice]) -> dict[str, tuple[int, float, float]]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's, ties sharing the mean of their ranks."""
+    """Spearman's, of positive values; those that tie share the mean of their ranks."""
     from scipy.stats import rankdata
 
-    a, b = rankdata(first), rankdata(second)
+    a, b = (rankdata(np.round(np.log(values) / TIE)) for values in (first, second))
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])

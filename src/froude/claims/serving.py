@@ -66,7 +66,8 @@ class ServingArm(Spec):
         rate: Poisson arrivals per second; without it every request waits from the start.
         context_tokens: most tokens of prompt and output together that an engine must expect of a request.
         scheduler, techniques: by name, with their knobs.
-        replicas, router, disaggregate, migrate, prefix_cache, kv_dtype: as for ``froude simulate serve``.
+        tensor_parallel, pipeline_parallel, replicas, router, disaggregate, prefill_tp, prefill_pp, transfer, migrate,
+            prefix_cache, kv_dtype: as for ``froude simulate serve``.
         slo, attainment: targets, and the share of requests that must meet them, where a rate is sought.
     """
 
@@ -80,11 +81,15 @@ class ServingArm(Spec):
     context_tokens: int | None = None
     engine: str = "vllm"
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     scheduler: Use
     techniques: tuple[Use, ...] = ()
     replicas: int = 1
     router: str = "least-outstanding"
     disaggregate: str | None = None
+    prefill_tp: int | None = None
+    prefill_pp: int | None = None
+    transfer: str | None = None
     migrate: str | None = None
     prefix_cache: bool = False
     kv_dtype: str | None = None
@@ -114,7 +119,11 @@ class ServingArm(Spec):
             techniques=[techniques.create(use.name, **use.knobs) for use in self.techniques],
             replicas=self.replicas,
             router=self.router,
+            pipeline_parallel=self.pipeline_parallel,
             disaggregate=self.disaggregate,
+            prefill_tp=self.prefill_tp if self.disaggregate else None,
+            prefill_pp=self.prefill_pp if self.disaggregate else None,
+            transfer=self.transfer if self.disaggregate else None,
             migrate=self.migrate,
             prefix_cache=self.prefix_cache,
             kv_dtype=self.kv_dtype,
@@ -224,6 +233,7 @@ METRICS: dict[str, Metric[Served]] = {
     "output_tokens_per_s": Metric("higher", _output_throughput),
     "requests_per_s": Metric("higher", _request_throughput),
     "latency_per_token_s": Metric("lower", _latency_per_token),
+    "tpot_mean_s": Metric("lower", lambda run: float(np.nanmean(run.result.latencies.tpot_s))),
     "e2e_mean_s": Metric("lower", lambda run: float(run.result.latencies.e2e_s.mean())),
     "ttft_p99_s": Metric("lower", lambda run: float(np.quantile(run.result.latencies.ttft_s, 0.99))),
     "max_rate_per_device": Metric("higher", _max_rate_per_device),

@@ -80,6 +80,7 @@ def serve(
     replicas: Annotated[int | None, typer.Option(help="Replicas behind the router (1).")] = None,
     disaggregate: Annotated[str | None, typer.Option(help="PREFILL:DECODE replicas, such as 2:6.")] = None,
     prefill_tp: Annotated[int | None, typer.Option(help="--tp of prefill replicas, if another.")] = None,
+    prefill_pp: Annotated[int | None, typer.Option(help="--pp of prefill replicas, if another.")] = None,
     prefill_cluster: Annotated[
         str | None, typer.Option(help="--cluster of prefill replicas, if of their own, such as h100-sxm:2.")
     ] = None,
@@ -152,6 +153,7 @@ def serve(
         "replicas": replicas,
         "disaggregate": disaggregate,
         "prefill_tp": prefill_tp,
+        "prefill_pp": prefill_pp,
         "prefill_cluster": prefill_cluster,
         "transfer": transfer,
         "decode_router": decode_router,

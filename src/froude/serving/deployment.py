@@ -135,6 +135,7 @@ def build_deployment(
     replicas: int = 1,
     disaggregate: str | None = None,
     prefill_tp: int | None = None,
+    prefill_pp: int | None = None,
     prefill_cluster: str | Cluster | None = None,
     transfer: str | None = None,
     decode_router: str = "least-outstanding",
@@ -188,11 +189,12 @@ def build_deployment(
     if split is not None and swap_space is not None:
         raise InvalidValueError("swap_space", swap_space, f"cannot be combined with disaggregate {disaggregate}")
     if split is None:
-        for field, given in (("prefill_tp", prefill_tp), ("prefill_cluster", prefill_cluster), ("transfer", transfer)):
+        apart = {"prefill_tp": prefill_tp, "prefill_pp": prefill_pp, "prefill_cluster": prefill_cluster}
+        for field, given in (*apart.items(), ("transfer", transfer)):
             if given is not None:
                 raise InvalidValueError(field, given, "needs prefill workers; give disaggregate, such as 2:6")
 
-    def replica(cluster: str | Cluster, tensor_parallel: int) -> Deployment:
+    def replica(cluster: str | Cluster, tensor_parallel: int, pipeline_parallel: int) -> Deployment:
         machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
         machines = with_kernels(machines, kernels, product_start_s(machines.device))
         built = _replica(
@@ -209,7 +211,7 @@ def build_deployment(
         )
         return _with_prefixes(built, prefix_cache, eviction or "lru", kv_tiers) if prefix_cache else built
 
-    one = replica(cluster, tensor_parallel)
+    one = replica(cluster, tensor_parallel, pipeline_parallel)
     built = replace(
         one,
         replicas=replicas,
@@ -223,8 +225,9 @@ def build_deployment(
         _check_room(built.devices, built)
     else:
         other = one
-        if prefill_tp is not None or prefill_cluster is not None:
-            other = replica(prefill_cluster or cluster, prefill_tp or tensor_parallel)
+        if prefill_tp is not None or prefill_pp is not None or prefill_cluster is not None:
+            layout = (prefill_tp or tensor_parallel, prefill_pp or pipeline_parallel)
+            other = replica(prefill_cluster or cluster, *layout)
         other = replace(other, replicas=split[0])
         built = replace(built, replicas=sum(split), prefill=other, decode_router=decode_router)
         if prefill_cluster is None:

@@ -27,6 +27,9 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Write the constants here (YAML), for --constants.", show_default=False)
     ] = None,
+    kernels: Annotated[
+        str, typer.Option(help="Prices of kernels beneath what is learned: fitted, or measured.")
+    ] = "fitted",
     as_json: Json = False,
 ) -> None:
     """Learn a cluster's few free constants from its own runs; says how much better runs left out are predicted."""
@@ -34,7 +37,7 @@ def calibrate(
     from froude.reports.explain import show_calibration
     from froude.training.plan import TrainPlan
 
-    found = planning.calibrate(logs, plans=[TrainPlan.read(path) for path in plan or ()], out=out)
+    found = planning.calibrate(logs, plans=[TrainPlan.read(path) for path in plan or ()], out=out, kernels=kernels)
 
     def show() -> None:
         show_calibration(found)

@@ -25,6 +25,9 @@ def explain(
     constants: Annotated[
         Path | None, typer.Option(help="Constants of this cluster, as `froude calibrate` writes.", show_default=False)
     ] = None,
+    kernels: Annotated[
+        str | None, typer.Option(help="Prices of kernels: fitted or measured, if not as the plan says.")
+    ] = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -34,7 +37,7 @@ def explain(
     from froude.training.plan import TrainPlan
 
     found = planning.explain(
-        TrainPlan.read(plan), measured_step_s=measured_step_s, against=against, constants=constants
+        TrainPlan.read(plan), measured_step_s=measured_step_s, against=against, constants=constants, kernels=kernels
     )
     wrote = None
     if out is not None:

@@ -87,6 +87,9 @@ def serve(
     precision: Annotated[str | None, typer.Option(help="Format of the weights: bf16, fp8, nvfp4, ...")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Type of the cache: auto, bf16, fp8.")] = None,
     prefix_cache: Annotated[bool, typer.Option("--prefix-cache", help="Find prompts again (needs hashes).")] = False,
+    kernels: Annotated[
+        str, typer.Option(help="Prices of kernels: fitted, or measured (tables of the extra froude[kernels]).")
+    ] = "fitted",
     requests: Annotated[int | None, typer.Option(help="Of the load; by default it lasts three minutes.")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and synthetic lengths.")] = 0,
     as_json: Json = False,
@@ -123,6 +126,7 @@ def serve(
             precision=precision,
             kv_dtype=kv_dtype,
             prefix_cache=prefix_cache,
+            kernels=kernels,
         )
     if out is not None:
         write_fleet_report(found, out)

@@ -25,8 +25,8 @@ def train(
     ] = None,
     constants: Annotated[Path | None, typer.Option(help="Constants that `froude calibrate` wrote.")] = None,
     kernels: Annotated[
-        str, typer.Option(help="Prices of kernels: fitted, or measured (tables of the extra froude[kernels]).")
-    ] = "fitted",
+        str | None, typer.Option(help="Prices of kernels: fitted or measured, if not as the plan says.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Play one training step of a plan by events."""

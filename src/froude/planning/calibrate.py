@@ -10,7 +10,7 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -169,6 +169,7 @@ def calibrate(
     *,
     plans: Sequence[TrainPlan] = (),
     out: str | os.PathLike[str] | None = None,
+    kernels: str = "fitted",
 ) -> Calibrated:
     """Learn a cluster's constants from runs.
 
@@ -176,11 +177,14 @@ def calibrate(
         logs: run directories, CSV files, logs; see `froude.planning.run_logs.read_runs`.
         plans: what ran, for logs that do not say.
         out: where to write the constants, for ``--constants``.
+        kernels: "fitted", or "measured" for the tables of the extra ``kernels`` beneath the constants that are learned.
 
     Raises:
         FroudeError: for what cannot be read.
     """
     runs, skipped = read_runs(logs, plans)
+    if kernels != "fitted":
+        runs = [replace(run, scenario=run.scenario.with_kernels(kernels)) for run in runs]
     given = len(runs)
     if given > MOST_RUNS:
         runs = [runs[i] for i in np.linspace(0, given - 1, MOST_RUNS).round().astype(int)]

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from froude.core.errors import FroudeError
-from froude.machines.cluster import parse_cluster
 from froude.planning.suspects import Suspect, rank_suspects
+from froude.timing.extra import said_of
 from froude.training.accuracy import step_spread
 from froude.training.api import PlannedLayout
 from froude.training.bounds import least_memory_bytes, lower_bound_s
-from froude.training.calibration import Calibration
 from froude.training.ledger import probability_of_fit
 from froude.training.outcome import outcome
 from froude.training.plan import Layout, TechniqueUse, TrainPlan
@@ -131,6 +130,7 @@ def explain(
     against: str | None = None,
     changes: int = 3,
     constants: str | os.PathLike[str] | None = None,
+    kernels: str | None = None,
 ) -> Explanation:
     """Explain a plan's step.
 
@@ -140,20 +140,21 @@ def explain(
         against: fields of another layout, such as ``dp=32,tp=8``; the others as in the plan, data parallelism as the
             devices allow. By default the best layouts of other kinds.
         changes: how many helpful changes to name.
-        constants: file of constants that `froude calibrate` wrote.
+        constants: file of constants that `froude calibrate` wrote, in place of the plan's.
+        kernels: "fitted" or "measured", in place of what the plan says.
 
     Raises:
         FroudeError: when the plan, the other layout or the measured step is impossible, saying why.
     """
-    known = None if constants is None else Calibration.read(constants)
-    as_planned = Scenario.of(plan)
-    scenario = as_planned if known is None else known.apply(as_planned)
+    plan = plan.priced_by(kernels=kernels, constants=constants)
+    scenario = Scenario.of(plan)
     prediction = predict(scenario, [plan.layout])[0]
-    planned = PlannedLayout(parse_cluster(plan.cluster), prediction, outcome(scenario, prediction), plan, scenario)
-    here = _Here(plan, scenario, prediction, waterfall(prediction), known)
+    planned = PlannedLayout(scenario.cluster, prediction, outcome(scenario, prediction), plan, scenario)
+    here = _Here(plan, scenario, prediction, waterfall(prediction))
     suspects: list[Suspect] = []
     if measured_step_s is not None:
-        suspects = rank_suspects(as_planned, plan.layout, measured_step_s, known)
+        uncalibrated = Scenario.of(plan.model_copy(update={"calibration": None}))
+        suspects = rank_suspects(uncalibrated, plan.layout, measured_step_s, plan.calibration)
     helpful = tuple(_helpful(here, changes))
     others = (_against(here, against),) if against is not None else tuple(_kinds(here))
     return Explanation(
@@ -167,6 +168,7 @@ def explain(
             "one change at a time; what is not named stays as in the plan, and data parallelism follows",
             "suspects act alone: prior of the constant times likelihood of the measured step; causes of like effect "
             "are told apart by measuring a second layout, not by one step",
+            *said_of(scenario.cluster),
         ),
         (*_far_better(helpful, others), *_warnings(planned, measured_step_s, suspects)),
     )
@@ -180,7 +182,6 @@ class _Here:
     scenario: Scenario
     prediction: StepPrediction
     waterfall: Waterfall
-    known: Calibration | None = None
 
     def other(self, what: str, prediction: StepPrediction, uses: tuple[TechniqueUse, ...] = ()) -> Other:
         """Something else that was predicted, next to the plan."""
@@ -239,7 +240,6 @@ def _better_techniques(here: _Here) -> Iterator[Other]:
         use = TechniqueUse(name=name)
         try:
             scenario = Scenario.of(here.plan.model_copy(update={"techniques": (*here.plan.techniques, use)}))
-            scenario = scenario if here.known is None else here.known.apply(scenario)
             (prediction,) = predict(scenario, [here.plan.layout])
         except FroudeError:
             continue  # it cannot be used with this plan

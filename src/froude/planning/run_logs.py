@@ -74,7 +74,7 @@ def read_runs(
             _csv(path, found, skipped)
         else:
             plan = of_log[path]
-            scenario = Scenario.of(plan)
+            scenario = _uncalibrated(plan)
             why = scenario.objection(plan.layout)
             if why is not None:
                 raise FroudeError(f"layout: {why}")
@@ -83,6 +83,11 @@ def read_runs(
         why = f"; the first: {skipped[0].id}: {skipped[0].reason}" if skipped else ""
         raise FroudeError(f"{paths[0]}: no run could be used{why}")
     return found, skipped
+
+
+def _uncalibrated(plan: TrainPlan) -> Scenario:
+    """What ran, under the constants that ship: a plan may carry what was learned before."""
+    return Scenario.of(plan.model_copy(update={"calibration": None}))
 
 
 def _directory(path: Path, found: list[Observed], skipped: list[Skipped]) -> None:
@@ -99,7 +104,7 @@ def _directory(path: Path, found: list[Observed], skipped: list[Skipped]) -> Non
             skipped.append(Skipped(file.parent.name, "no step was timed"))
             continue
         plan = TrainPlan.read(file.parent / "plan.yaml")
-        found.append(Observed(file.parent.name, Scenario.of(plan), plan.layout, _positive(step_s, str(file))))
+        found.append(Observed(file.parent.name, _uncalibrated(plan), plan.layout, _positive(step_s, str(file))))
 
 
 def _csv(path: Path, found: list[Observed], skipped: list[Skipped]) -> None:

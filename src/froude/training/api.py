@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from froude.program.trace import trace_events, write_trace
 from froude.timing.extra import said_of, with_kernels
 from froude.timing.stack import find_stack
 from froude.training.accuracy import memory_spread, step_spread
-from froude.training.calibration import calibrated
+from froude.training.calibration import Calibration
 from froude.training.outcome import Outcome, cluster_watts, outcome, step_estimate
 from froude.training.plan import Job, Layout, TechniqueUse, TrainPlan
 from froude.training.scenario import Scenario
@@ -130,13 +130,15 @@ def plan_train(
         {"seq_len": seq_len, "global_batch_tokens": global_batch_tokens, "tokens": tokens, "precision": precision}
     )
     stack_name = stack or ("torch-eager" if clusters[0].device.measured else "megatron")
+    known = None if constants is None else Calibration.read(constants)
     fixed = parse_fixed(fix)
     used = tuple(techniques.create(name) for name in with_techniques)
     found: list[tuple[Scenario, Cluster, SearchResult]] = []
     problems: list[FroudeError] = []
     for one in clusters:
         one.device.peak(job.product_dtype)
-        scenario = calibrated(Scenario(architecture, one, job, find_stack(stack_name), used), constants)
+        scenario = Scenario(architecture, one, job, find_stack(stack_name), used)
+        scenario = scenario if known is None else known.apply(scenario)
         try:
             found.append((scenario, one, search(scenario, keep=top, fixed=fixed)))
         except FroudeError as problem:
@@ -154,8 +156,9 @@ def plan_train(
                 layout=Layout.parse(prediction.layout.model_dump()),
                 stack=stack_name,
                 techniques=tuple(TechniqueUse(name=name) for name in with_techniques),
+                calibration=known,
                 predicted={"step_s": prediction.step_s, "peak_memory_bytes": prediction.peak_bytes},
-            )
+            ).priced_by(kernels=kernels)
             plans.append(PlannedLayout(one, prediction, outcome(scenario, prediction), plan, scenario))
     plans.sort(key=lambda p: _merit(p, objective))
     return TrainPlans(
@@ -199,18 +202,18 @@ def simulate_train(
     *,
     trace: str | os.PathLike[str] | None = None,
     constants: str | os.PathLike[str] | None = None,
-    kernels: str = "fitted",
+    kernels: str | None = None,
 ) -> SimulatedStep:
     """Play one step of a plan by events; optionally write its timeline for Perfetto.
 
-    ``constants`` names a file that `froude calibrate` wrote; ``kernels`` is "fitted", or "measured" for the tables of
-    the extra ``kernels``.
+    ``constants`` names a file that `froude calibrate` wrote, ``kernels`` is "fitted" or "measured"; without them it is
+    priced as the plan says.
 
     Raises:
         FroudeError: when the plan is impossible, saying why.
     """
+    plan = plan.priced_by(kernels=kernels, constants=constants)
     scenario = Scenario.of(plan)
-    scenario = calibrated(replace(scenario, cluster=with_kernels(scenario.cluster, kernels)), constants)
     prediction = predict(scenario, [plan.layout])[0]
     played = play(prediction.program, candidate=prediction.candidate)
     if trace is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -13,7 +12,9 @@ from froude.machines.device import Device
 from froude.timing.constants import default_constants
 from froude.timing.cost import CollectiveKind
 from froude.timing.roofline import Roofline
-from froude.training.scenario import Scenario
+
+if TYPE_CHECKING:
+    from froude.training.scenario import Scenario
 
 Speed = Literal["kernel_speed", "link_speed"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,14 +59,3 @@ class Calibration(Spec):
             return value / speed if name in _SECONDS else value * speed
 
         return device.model_copy(update={"measured": {name: figure(name, v) for name, v in device.measured.items()}})
-
-
-def calibrated(scenario: Scenario, constants: str | os.PathLike[str] | None) -> Scenario:
-    """The scenario under the constants of a file; as it is where there is none.
-
-    Raises:
-        FroudeError: for a file that is not a calibration.
-    """
-    if constants is None:
-        return scenario
-    return Calibration.read(constants).apply(scenario)

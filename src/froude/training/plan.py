@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from froude.core.spec import Spec
+from froude.training.calibration import Calibration
 
 Positive = Annotated[int, Field(gt=0)]
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
@@ -17,6 +19,9 @@ RecomputeModule = Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe",
 """Parts of a layer that run again in the backward pass, as Megatron-Core's ``recompute_modules`` names them."""
 OffloadModule = Literal["attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act"]
 """Parts of a layer whose inputs wait in host memory, as Megatron-Core's ``offload_modules`` names them."""
+
+
+Kernels = Literal["fitted", "measured"]
 
 
 class Job(Spec):
@@ -125,6 +130,8 @@ class TrainPlan(Spec):
         model: a name of the catalogue or a path to a ``config.json``.
         cluster: as on the command line (``h100-sxm:1024``, ``profile:box.yaml:2``, a YAML file).
         stack: name of the software stack (a set of named mechanisms of the timing room).
+        kernels: prices of kernels: fitted forms, or the measured tables of the extra ``kernels`` where shapes are near.
+        calibration: a cluster's own constants, as `froude calibrate` learned them, in place of those that ship.
         predicted: what Froude predicted when it wrote the plan; informative, never read back as truth.
     """
 
@@ -134,9 +141,22 @@ class TrainPlan(Spec):
     layout: Layout
     stack: str = "megatron"
     techniques: tuple[TechniqueUse, ...] = ()
+    kernels: Kernels = "fitted"
+    calibration: Calibration | None = None
     seed: int = 0
     steps: Positive | None = None
     predicted: dict[str, float] = {}
+
+    def priced_by(self, *, kernels: str | None = None, constants: str | os.PathLike[str] | None = None) -> TrainPlan:
+        """The same plan with kernels priced otherwise, and with the constants of a file, where these are given.
+
+        Raises:
+            FroudeError: for a file that is not a calibration.
+        """
+        changes: dict[str, Any] = {} if kernels is None else {"kernels": kernels}
+        if constants is not None:
+            changes["calibration"] = Calibration.read(constants)
+        return self.model_copy(update=changes)
 
     @property
     def micro_batches(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from froude.core.errors import InvalidValueError
@@ -10,6 +10,7 @@ from froude.machines.cluster import Cluster, parse_cluster
 from froude.models.architecture import Architecture
 from froude.models.catalogue import resolve
 from froude.timing.cost import CostModel
+from froude.timing.extra import with_kernels
 from froude.timing.roofline import Roofline
 from froude.timing.stack import Stack, find_stack
 from froude.training.build import Composition, compositions, split_layers
@@ -41,7 +42,13 @@ class Scenario:
             for other in used:
                 if other.name in one.conflicts:
                     raise InvalidValueError("techniques", one.name, f"cannot be combined with {other.name!r}")
-        return cls(resolve(plan.model), parse_cluster(plan.cluster), plan.job, find_stack(plan.stack), used)
+        scenario = cls(resolve(plan.model), parse_cluster(plan.cluster), plan.job, find_stack(plan.stack), used)
+        scenario = scenario.with_kernels(plan.kernels)
+        return scenario if plan.calibration is None else plan.calibration.apply(scenario)
+
+    def with_kernels(self, kernels: str) -> Scenario:
+        """The same scenario with kernels priced by fitted forms or by measured tables (`froude.timing.extra`)."""
+        return replace(self, cluster=with_kernels(self.cluster, kernels))
 
     @cached_property
     def costs(self) -> CostModel:

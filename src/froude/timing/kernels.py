@@ -382,8 +382,11 @@ def _unfused_attention(op: Attention, rates: Rates, refused: Array) -> Work:
 def _elementwise(op: Elementwise, rates: Rates) -> Work:
     traffic, kernels = op.bytes_read + op.bytes_written, 1.0
     if op.fusable:
-        level = f"fusion.{rates.stack.fusion}"
         kind = op.name.removesuffix("-backward").rpartition("-")[2]  # "norm", "rotary", "activation", ...
+        fusion: str = rates.stack.fusion
+        if fusion == "fused-norms":
+            fusion = "fused" if kind == "norm" else "unfused"
+        level = f"fusion.{fusion}"
         kernels = _of_kind(rates.constants, f"{level}.kernels", kind)
         if not rates.own_machine:  # a processor finds what the kernels of one operation pass on in its cache
             passes = _of_kind(rates.constants, f"{level}.passes", kind)

@@ -11,7 +11,7 @@ from froude.core.errors import UnknownNameError
 from froude.core.spec import Spec
 
 AttentionKernel = Literal["unfused", "fused-softmax", "flash-1", "flash-2", "flash-3", "flash-te"]
-Fusion = Literal["unfused", "fused", "transformer-engine"]
+Fusion = Literal["unfused", "fused-norms", "fused", "transformer-engine"]
 Host = Literal["hooked", "modules", "eager", "compiled", "partial-graphs", "graphs", "traced"]
 
 
@@ -22,7 +22,7 @@ class Stack(Spec):
         name: what it is called.
         attention: generation of the attention kernel.
         attention_products: attention of 8-bit jobs in 16 bits, or in 8 as well.
-        fusion: how far elementwise work is fused.
+        fusion: how far elementwise work is fused; "fused-norms": normalisation alone.
         host: how kernels are started: Python with per-layer hooks, an engine's modules, eager Python, a compiled
             program, CUDA graphs of all but the routed experts, CUDA graphs; or not at all, where a simulator added up
             traces of single layers.

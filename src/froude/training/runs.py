@@ -374,7 +374,8 @@ def _stack(row: _Row) -> Stack:
     if row.cells.get("attention"):
         changes["attention"] = row.cells["attention"]
     if row.cells.get("fused_norm"):
-        changes["fusion"] = _tables()["fused_norm"].get(row.cells["fused_norm"], "fused")
+        levels = _tables()["fused_norm"] | row.defaults.get("fused_norm", {})
+        changes["fusion"] = levels.get(row.cells["fused_norm"], "fused")
     # What is known of a source's software is more than the columns can say.
     changes |= row.defaults.get("mechanisms", {})
     return find_stack(row.defaults["stack"]).but(**changes)

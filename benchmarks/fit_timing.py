@@ -24,7 +24,7 @@ from froude.training.many import Steps
 from froude.training.runs import Run, run_of
 from froude.training.scores import MIN_ROWS, Scores
 
-ROWS_PER_SOURCE = 24
+ROWS_PER_SOURCE = 40
 ROUNDS = 2
 STEP = 0.03  # of the logarithm, for differences
 TOLERANCE = 0.08  # errors beyond this weigh less and less

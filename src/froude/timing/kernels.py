@@ -105,9 +105,9 @@ class Rates:
         Power sets the limit. Products in 8 and 4 bits keep a smaller share of the matrix units busy, so that the same
         power allows a higher clock.
         """
-        busy = [self._burst(name) / self.device.peak(name) for name in ("bf16", dtype)]
-        if busy[0] == busy[1]:
+        if BYTES_PER_ELEMENT[dtype] >= BYTES_PER_ELEMENT["bf16"] or not self.device.peak_flops.get("bf16"):
             return clock
+        busy = [self._burst(name) / self.device.peak(name) for name in ("bf16", dtype)]
         return _clock_of_share(PowerModel.of(self.device), clock, busy[1] / busy[0])
 
     def _burst(self, dtype: str) -> float:

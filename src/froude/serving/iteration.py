@@ -87,9 +87,8 @@ class ReplicaTime(IterationTime):
             first, slope = self.device(decoding, context, prompts)
             floor, after = self.beside(decoding, prompts)
         else:
-            fixed, floor, after = self._alone.get(decoding) or self._decoding_alone(decoding)
-            slope = self.key_ps * decoding
-            first = fixed + self.key_ps * context
+            fixed, key_ps, slope, floor, after = self._alone.get(decoding) or self._decoding_alone(decoding)
+            first = fixed + key_ps * context
         if first >= floor:
             return first + after, slope, FOREVER
         return floor + after, 0, -(-(floor - first) // slope) if slope else FOREVER
@@ -100,12 +99,16 @@ class ReplicaTime(IterationTime):
         return (launch + host, 0) if self.overlap else (launch, host)
 
     @cached_property
-    def _alone(self) -> dict[int, tuple[int, int, int]]:
-        """By the number of sequences that decode without any prompt: the devices' time without keys, and `beside`."""
+    def _alone(self) -> dict[int, tuple[int, int, int, int, int]]:
+        """By the number of sequences that decode without any prompt.
+
+        What the devices take without keys, for a key, and more in each iteration; and what `beside` says.
+        """
         return {}
 
-    def _decoding_alone(self, decoding: int) -> tuple[int, int, int]:
-        self._alone[decoding] = line = (self.device(decoding, 0, ())[0], *self.beside(decoding, ()))
+    def _decoding_alone(self, decoding: int) -> tuple[int, int, int, int, int]:
+        keys = self.key_ps, self.key_ps * decoding
+        self._alone[decoding] = line = (self.device(decoding, 0, ())[0], *keys, *self.beside(decoding, ()))
         return line
 
     @cached_property

@@ -179,8 +179,8 @@ class Jumper(Holding):
         self.growing[residue + self.block_tokens] += change
         self.growers += change
 
-    def _release(self, sequence: Sequence, complete: bool = False) -> None:
-        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence, complete)
+    def _release(self, sequence: Sequence) -> None:
+        self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence)
         sequence.blocks = 0
         del self.active[sequence.id]
 
@@ -323,9 +323,10 @@ class Jumper(Holding):
     def _complete(self, sequence: Sequence, now: int) -> None:
         if self.parks:
             self.park(sequence)
-            del self.active[sequence.id]
         else:
-            self._release(sequence, complete=True)
+            self.free_blocks += sequence.blocks if self.cache is None else self.cache.release(sequence, complete=True)
+            sequence.blocks = sequence.computed_tokens = 0
+        del self.active[sequence.id]
         self.outcome.finish_ps[sequence.id] = now
         self.outstanding -= 1
         self.outstanding_tokens -= sequence.prompt_tokens
@@ -348,6 +349,7 @@ class Jumper(Holding):
         prefilling, first_ps, join = self.prefilling, outcome.first_ps, queue.join
         cache, reserves, lines, swaps = self.cache, self.reserves, self.lines, self.swap is not None
         lower = None if cache is None else cache.lower
+        counter = self.counter  # nobody else moves it
         now = iterations = busy = 0
         change = change_ps(self.controller, -1, NO_TIME)
         next_arrival = self._next_arrival()
@@ -372,7 +374,7 @@ class Jumper(Holding):
                 segment = self._repace(now).segment
                 change = change_ps(self.controller, now, NO_TIME)
             self.now_ps = now
-            self.decode_blocks = growing[-self.counter % size]
+            self.decode_blocks = growing[-counter % size]
             decision = schedule(self)
             prefill, decode, left = decision.prefill, decision.decode, decision.iterations
             short = decode and self.decode_blocks > self.free_blocks
@@ -424,7 +426,7 @@ class Jumper(Holding):
                 if rows:
                     if self.dead:
                         self._drop_dead()
-                    steps = (completions[0] >> _ID_BITS) - self.counter
+                    steps = (completions[0] >> _ID_BITS) - counter
                     if steps < count:
                         count = steps
                 took = first * count + slope * (count * (count - 1) // 2)
@@ -442,10 +444,10 @@ class Jumper(Holding):
                     )
                 blocks = 0  # `_blocks_for` in line
                 if count == 1 and rows:
-                    blocks = growing[-self.counter % size]
+                    blocks = growing[-counter % size]
                 elif rows:
                     rest = count % size
-                    at = (1 - self.counter - rest) % size
+                    at = (1 - counter - rest) % size
                     blocks = self.growers * (count // size) + sum(growing[at : at + rest])
                 for sequence, tokens in prefill:
                     if reserves:
@@ -502,7 +504,7 @@ class Jumper(Holding):
                     cache.take(blocks)
                 lapsed = left == 0 or now >= cut or now >= horizon  # then someone may be about to arrive
                 if rows:
-                    self.counter += count
+                    self.counter = counter = counter + count
                     self.context_tokens += rows * count
                     if lines is not None:
                         lines.charge_generating(count)
@@ -533,7 +535,6 @@ class Jumper(Holding):
                         else:
                             self._complete(sequence, now)
                 if rows and steps == count:
-                    counter = self.counter
                     while completions and completions[0] >> _ID_BITS == counter:
                         self._finish_decoding(active[heappop(completions) & _ID_MASK], now)
                         if self.dead:

@@ -34,9 +34,11 @@ class VllmV1(Scheduler):
             return _DECODE_UNTIL_ARRIVAL
         prefill: list[tuple[Sequence, int]] = []
         for sequence in partial:
-            tokens = min(sequence.remaining_tokens, budget)
-            if tokens <= 0:
+            if budget <= 0:
                 break
+            tokens = sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens
+            if tokens > budget:
+                tokens = budget
             blocks = view.blocks_needed(sequence, tokens)
             if blocks > free:  # the newest running sequence finds no block: it is its own victim
                 return Decision(prefill, preempt=(sequence,))
@@ -48,7 +50,7 @@ class VllmV1(Scheduler):
         blocked = False  # for want of cache
         while budget > 0 and room > 0 and waiting:
             sequence = waiting.peek()
-            tokens = sequence.remaining_tokens
+            tokens = sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens
             if tokens > budget:
                 tokens = budget
             blocks = view.blocks_needed(sequence, tokens)

@@ -1,7 +1,8 @@
 """Constants of serving engines' kernels, fitted on measured kernels; prints ``timing/engine_kernels.toml``.
 
     pip install aiconfigurator-core
-    python benchmarks/fit_kernels.py products > products.toml
+    python benchmarks/fit_kernels.py products > engine_kernels.toml
+    python benchmarks/fit_kernels.py experts >> engine_kernels.toml
 
 Least squares of the logarithm (robust), on shapes that ``froude check kernels`` does not show. Kernels of 10 to 50
 microseconds count a quarter. Products in 16 bits are the same library under every engine and share what describes
@@ -21,14 +22,15 @@ from scipy.optimize import least_squares
 from froude.core.arrays import Floats
 from froude.machines.device import find_device
 from froude.timing.constants import default_constants
-from froude.timing.engine_kernels import TILES, ProductKernel
+from froude.timing.engine_kernels import TILES, ExpertsKernel, ProductKernel
 from froude.timing.kernel_check import left_out
-from froude.timing.kernel_tables import DEVICES, ENGINES, KINDS, measured, tables_folder
+from froude.timing.kernel_tables import DEVICES, ENGINES, EXPERTS, KINDS, experts_shape, measured, tables_folder
 
 BY_ROWS = {("fp8", "vllm"), ("fp8", "sglang"), ("fp8-block", "tensorrt-llm")}
 """Products whose engine picks tiles by the number of rows alone."""
 
 SAMPLE = 700
+FEWEST = 100  # shapes of a kernel for experts
 SHORT_S, LONG_S = 10e-6, 50e-6
 SCALE = 0.05  # of the robust loss
 
@@ -146,32 +148,94 @@ def products(kind: str, format: str, generation: str, engines: Sequence[str], sp
         yield kernel(values, engine, format, generation, split, by_rows)
 
 
-def show(table: str, found: Any) -> None:
-    """One kernel as TOML."""
-    print(f"\n[[{table}]]")
+EXPERTS_FREE = {
+    "memory": Free(0.85, 0.3, 1.0),
+    "start_us": Free(30.0, 2.2, 100.0),
+    "expert_ns": Free(10.0, 0.0, 500.0),
+    "ramp_k": Free(200.0, 0.0, 3000.0),
+    "rounding": Free(0.5, 0.0, 1.0),
+    "smoothness": Free(3.0, 1.1, 12.0),
+    "seen": Free(6.0, 0.0, 60.0),
+    "moved": Free(6.0, 0.0, 60.0),
+    "inner": Free(6.0, 0.0, 60.0),
+} | {f"speed.{i}": Free(value, 0.01, 1.5) for i, value in enumerate((0.1, 0.2, 0.4, 0.7))}
+
+
+def experts(kind_name: str, format: str, generation: str, engine: str) -> Iterator[ExpertsKernel]:
+    """Fit the kernels of one engine for experts in one format on one generation."""
+    kind = next(kind for kind in KINDS if kind.name == kind_name)
+    rows: dict[str, dict[str, tuple[dict[str, Floats], Floats]]] = {}
+    for system, device in DEVICES.items():
+        if default_constants().generation(device) != generation:
+            continue
+        columns, seconds = measured(tables_folder(), system, kind)
+        if not len(seconds):
+            continue
+        fit = ~left_out(columns) & (columns["engine"] == engine) & (seconds >= LONG_S)
+        for source in np.unique(columns["kernel_source"][fit]):
+            own = np.random.default_rng(0).permutation(np.flatnonzero(fit & (columns["kernel_source"] == source)))
+            chosen = own[:SAMPLE]
+            if len(chosen) >= FEWEST:
+                shape = experts_shape({name: values[chosen] for name, values in columns.items()})
+                rows.setdefault(str(source), {})[device] = (shape, seconds[chosen])
+    for source, by_device in rows.items():
+        free = EXPERTS_FREE | {f"of_peak.{device}": Free(0.6, 0.1, 1.2) for device in by_device}
+
+        def of(values: dict[str, float], source: str = source) -> ExpertsKernel:
+            return ExpertsKernel.model_construct(
+                engine=engine, kernel=source, format=format, generation=generation,
+                of_peak={n.removeprefix("of_peak."): v for n, v in values.items() if n.startswith("of_peak.")},
+                memory=values["memory"], start_s=values["start_us"] * 1e-6, expert_s=values["expert_ns"] * 1e-9,
+                ramp_k=values["ramp_k"], rounding=values["rounding"], smoothness=values["smoothness"],
+                speeds=(*(values[f"speed.{i}"] for i in range(4)), 1.0), seen=values["seen"], moved=values["moved"],
+                inner=values["inner"],
+            )  # fmt: skip
+
+        def residuals(values: dict[str, float], data: Any = by_device, make: Any = of) -> Floats:
+            own = make(values)
+            return np.concatenate(
+                [np.log(own.layer_s(find_device(d), **shape) / seconds) for d, (shape, seconds) in data.items()]
+            )
+
+        yield of(solve(free, residuals))
+
+
+def show(found: Any) -> None:
+    """One kernel as an entry of a list in TOML."""
+    parts = []
     for name, value in found.model_dump().items():
         if isinstance(value, dict):
             inner = ", ".join(f"{key} = {number:.3g}" for key, number in value.items())
-            print(f"{name} = {{ {inner} }}")
+            parts.append(f"{name} = {{ {inner} }}")
         elif isinstance(value, tuple):
-            print(f"{name} = [{', '.join(f'{number:.3g}' for number in value)}]")
-        elif isinstance(value, str):
-            print(f'{name} = "{value}"')
-        elif value:
-            print(f"{name} = {value:.3g}")
+            parts.append(f"{name} = [{', '.join(f'{number:.3g}' for number in value)}]")
+        elif isinstance(value, bool | str):
+            parts.append(f"{name} = {str(value).lower()}" if isinstance(value, bool) else f'{name} = "{value}"')
+        elif value > 1e-12:
+            parts.append(f"{name} = {value:.3g}")
+    print(f"    {{ {', '.join(parts)} }},", flush=True)
 
 
 def main(what: str) -> None:
     """Fit and print."""
+    print(f"{what} = [")
     if what == "products":
         for generation in ("ampere", "hopper", "blackwell"):
             for own in products("products, 16 bits", "bf16", generation, tuple(ENGINES), 16):
-                show("product", own)
+                show(own)
             for kind, format in (("products, 8 bits", "fp8"), ("products, 8 bits in blocks", "fp8-block"),
                                  ("products, 4 bits", "fp4")):  # fmt: skip
                 for engine in ENGINES:
                     for own in products(kind, format, generation, (engine,), 1):
-                        show("product", own)
+                        show(own)
+
+    if what == "experts":
+        for generation in ("ampere", "hopper", "blackwell"):
+            for name, format, _ in EXPERTS:
+                for engine in ENGINES:
+                    for own in experts(f"experts, {name}", format, generation, engine):
+                        show(own)
+    print("]")
 
 
 if __name__ == "__main__":

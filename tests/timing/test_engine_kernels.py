@@ -10,7 +10,7 @@ import pytest
 from froude.machines.cluster import parse_cluster
 from froude.machines.device import find_device
 from froude.models.operator import Matmul
-from froude.timing.engine_kernels import find_product
+from froude.timing.engine_kernels import find_experts, find_product
 from froude.timing.roofline import Roofline
 
 H100 = find_device("h100-sxm")
@@ -66,3 +66,28 @@ def test_devices_and_formats_without_measurements_have_no_kernel() -> None:
     assert find_product("library", "bf16", H100) is None
     gb200 = find_product("vllm", "fp4", find_device("gb200"))
     assert gb200 is not None and 0.3 < gb200.rate(find_device("gb200")) / find_device("gb200").peak("fp4") < 0.8
+
+
+def test_experts_of_few_tokens_are_their_weights_and_of_many_their_arithmetic() -> None:
+    kernel = find_experts("tensorrt-llm", "moe_torch_flow_cutlass", "bf16", H100)
+    assert kernel is not None
+
+    def seconds(tokens: float) -> float:
+        shape = {"hidden": 4096.0, "width": 1536.0, "top_k": 8.0, "local": 128.0, "ways": 1.0, "gates": 2.0}
+        return float(np.asarray(kernel.layer_s(H100, tokens=tokens, **shape)))
+
+    weights = 128 * 3 * 4096 * 1536 * 2
+    assert seconds(64.0) == pytest.approx(weights / 3.35e12, rel=0.25)
+    flops = 16384 * 8 * 3 * 2 * 4096 * 1536
+    assert 0.4 < flops / seconds(16384.0) / H100.peak("bf16") < 0.8
+
+
+def test_experts_spread_over_devices_keep_their_own() -> None:
+    kernel = find_experts("tensorrt-llm", "deepgemm", "fp8-block", find_device("b200-sxm"))
+    assert kernel is not None
+    shape = {"tokens": 8192.0, "hidden": 7168.0, "width": 2048.0, "top_k": 8.0, "gates": 2.0}
+    here, spread = (
+        float(np.asarray(kernel.layer_s(find_device("b200-sxm"), local=256.0 / ways, ways=ways, **shape)))
+        for ways in (1.0, 8.0)
+    )
+    assert 4.0 < here / spread < 8.0

@@ -4,7 +4,8 @@ The same product takes 1.3 to 1.4 times as long under one engine as under anothe
 and splits of k, CUTLASS kernels of an engine have one shape for many rows, and activations are scaled to 8 or 4 bits
 by a pass that belongs to the measured time. A product is whole tiles in waves over the multiprocessors, each ramping
 up along k; beside its traffic, with what a strip of tiles reads again when the left operand outgrows the cache; then
-the pass that scales. Constants are in ``engine_kernels.toml``, found by ``benchmarks/fit_kernels.py``.
+the pass that scales. Experts' kernels are told as wholes, with the sorting and moving of tokens. Constants are in
+``engine_kernels.toml``, found by ``benchmarks/fit_kernels.py``.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class ProductKernel(Spec):
     of_peak: dict[str, float]
     memory: float
     start_s: float
-    ramp_k: float
-    rounding: float
+    ramp_k: float = 0.0
+    rounding: float = 0.0
     smoothness: float
     speeds: tuple[float, ...]
     split: int = 1
@@ -130,6 +131,91 @@ class ProductKernel(Spec):
         return seconds
 
 
+EXPERT_TILES = ((8, 128), (16, 128), (32, 128), (64, 128), (128, 128))
+"""Rows and columns of the tiles of experts' kernels; where tokens are few, operands are exchanged to fill them."""
+EXPERT_FORMATS = {
+    "bf16": ("bf16", 2.0),
+    "fp8": ("fp8", 1.0),
+    "fp8-block": ("fp8", 1.0),
+    "fp4": ("fp4", 0.5625),
+    "4-bit": ("bf16", 0.53),
+    "4-bit-8": ("fp8", 0.53),
+}
+"""Format -> what it multiplies in, and bytes per weight; "4-bit" is unpacked to 16 bits, "4-bit-8" to 8."""
+
+
+class ExpertsKernel(Spec):
+    """What the experts of a layer take in one kernel of one engine: two grouped products and what surrounds them.
+
+    Attributes:
+        engine, kernel, format, generation: whose, its name in the tables, of what, where.
+        of_peak, memory, start_s, ramp_k, rounding, smoothness: as of `ProductKernel`.
+        expert_s: of each expert on the device, besides.
+        speeds: of each of `EXPERT_TILES` over the last.
+        seen, moved, inner: traffic, in bytes, of an element of a token (scaled, sorted), of one sent to an expert and
+            back, and between the two products.
+    """
+
+    engine: str
+    kernel: str
+    format: str
+    generation: str
+    of_peak: dict[str, float]
+    memory: float
+    start_s: float
+    expert_s: float = 0.0
+    ramp_k: float = 0.0
+    rounding: float = 0.0
+    smoothness: float
+    speeds: tuple[float, ...]
+    seen: float = 0.0
+    moved: float = 0.0
+    inner: float = 0.0
+
+    def layer_s(
+        self, device: Device, *, tokens: Array, hidden: Array, width: Array, top_k: Array, local: Array, ways: Array,
+        gates: Array,
+    ) -> Array:  # fmt: skip
+        """Seconds of a layer's experts on one device, every expert chosen as often as any other.
+
+        Args:
+            device: where.
+            tokens: that reach the experts of all devices.
+            hidden, width: of the model; of an expert's share on this device.
+            top_k: experts of a token.
+            local: experts on this device.
+            ways: devices that the experts are spread over.
+            gates: 2 where a gate is computed beside the input, else 1.
+        """
+        rows = tokens * top_k / ways
+        visited = np.minimum(local, np.maximum(rows, 1.0))
+        products = self._product_s(device, rows, visited, hidden, gates * width)
+        products = products + self._product_s(device, rows, visited, width, hidden)
+        traffic = self.seen * tokens * hidden + rows * (self.moved * hidden + self.inner * width)
+        return products + traffic / device.memory_bandwidth + self.start_s + self.expert_s * local
+
+    def _product_s(self, device: Device, rows: Array, visited: Array, k: Array, n: Array) -> Array:
+        dtype, stored = EXPERT_FORMATS[self.format]
+        units = device.multiprocessors
+        share = self.of_peak.get(device.name, sum(self.of_peak.values()) / len(self.of_peak))
+        each = np.asarray(rows / visited)
+        high, wide, speed = (
+            v.reshape(-1, *(1,) * each.ndim)
+            for v in np.array([(*tile, v) for tile, v in zip(EXPERT_TILES, self.speeds, strict=True)], dtype=float).T
+        )
+        exact = visited * np.ceil(each / high) * np.ceil(n / wide) / units
+        waves = self.rounding * np.ceil(exact) + (1.0 - self.rounding) * np.maximum(exact, 1.0)
+        per_tile = 2.0 * high * wide * units / (speed * share * device.peak(dtype))
+        compute_s: Array = np.min(waves * per_tile * (k + self.ramp_k), axis=0)
+        traffic = visited * k * n * stored + rows * (k * min(stored, 2.0) + 2.0 * n)
+        return Parts(compute_s, traffic / (self.memory * device.memory_bandwidth), self.smoothness, 0.0).seconds
+
+
+def find_experts(engine: str, kernel: str, format: str, device: Device) -> ExpertsKernel | None:
+    """An engine's kernel for experts by its name in the tables, where one was measured on the device's generation."""
+    return _kernels().get(("experts", engine, kernel, format, default_constants().generation(device.name)))
+
+
 def find_product(engine: str, format: str, device: Device) -> ProductKernel | None:
     """The engine's kernel for a format on a device's generation, where one was measured."""
     if device.measured or ARITHMETIC.get(format) not in device.peak_flops:
@@ -141,7 +227,10 @@ def find_product(engine: str, format: str, device: Device) -> ProductKernel | No
 def _kernels() -> dict[tuple[str, ...], Any]:
     raw = tomllib.loads(resources.files(__package__).joinpath("engine_kernels.toml").read_text("utf-8"))
     found: dict[tuple[str, ...], Any] = {}
-    for row in raw["product"]:
+    for row in raw["products"]:
         kernel = ProductKernel.parse(row, where="engine_kernels.toml")
         found["product", kernel.engine, kernel.format, kernel.generation] = kernel
+    for row in raw["experts"]:
+        experts = ExpertsKernel.parse(row, where="engine_kernels.toml")
+        found["experts", experts.engine, experts.kernel, experts.format, experts.generation] = experts
     return found

@@ -21,9 +21,10 @@ import numpy as np
 from froude.core.arrays import Floats
 from froude.core.errors import FroudeError
 from froude.machines.cluster import Cluster, Group
-from froude.models.operator import Attention, Elementwise, GroupedMatmul, LatentAttention, Matmul, Operator
+from froude.models.operator import Attention, Elementwise, LatentAttention, Matmul, Operator
 from froude.timing.cost import Collective
 from froude.timing.decoding import DecodeKernel
+from froude.timing.engine_kernels import find_experts
 from froude.timing.roofline import Roofline
 
 DEVICES = {
@@ -118,18 +119,24 @@ def measured(folder: Path, system: str, kind: Kind, *, merged: bool = False) -> 
 
 
 def _by_engine(folder: Path, system: str, kind: Kind) -> tuple[Columns, Floats]:
-    """Shapes of every engine's newest release, with a column "engine"."""
+    """Shapes of every engine's newest release, with a column "engine"; where kernels have names, of each kernel's."""
     found = []
     for name, theirs in ENGINES.items():
         files = sorted((folder / system).glob(kind.files), key=_release)
         own = replace(kind, engine=theirs, each=False)
+        known: set[str] = set()
+        newest: tuple[int, ...] = ()
         for file in reversed(files):
-            columns, seconds = measured(folder, system, replace(own, files=str(file.relative_to(folder / system))))
-            seen = seconds >= dict(kind.from_python).get(name, 0.0)
-            columns, seconds = {column: values[seen] for column, values in columns.items()}, seconds[seen]
-            if len(seconds):
-                found.append(({**columns, "engine": np.full(len(seconds), name)}, seconds))
+            if newest and _release(file)[:2] != newest:
                 break
+            columns, seconds = measured(folder, system, replace(own, files=str(file.relative_to(folder / system))))
+            kernels = columns.get("kernel_source", np.full(len(seconds), name))
+            seen = (seconds >= dict(kind.from_python).get(name, 0.0)) & ~np.isin(kernels, list(known))
+            known |= set(kernels)
+            if seen.any():
+                newest = _release(file)[:2]
+                rows = {column: values[seen] for column, values in columns.items()}
+                found.append(({**rows, "engine": np.full(int(seen.sum()), name)}, seconds[seen]))
     if not found:
         return {}, np.empty(0)
     names = (*kind.shape, "engine")
@@ -222,20 +229,35 @@ def _latent_decode(columns: Columns, model: Roofline) -> Floats:
     return _one_query(_latent(columns, absorbed=True), model, np.asarray(columns["batch_size"], dtype=float))
 
 
-def _experts(columns: Columns, model: Roofline) -> Floats:
-    """Two grouped products and the gated activation between them; every rank sees all tokens and keeps its own."""
+UNGATED = {(1024.0, 2688.0), (2048.0, 5120.0), (2688.0, 1856.0), (4096.0, 2688.0), (8192.0, 5120.0)}
+"""Hidden and inner sizes of experts without a gate (Nemotron 3), as TensorRT-LLM's tables name them."""
+
+
+def experts_shape(columns: Columns) -> dict[str, Floats]:
+    """A layer's experts on one device, as `ExpertsKernel.layer_s` takes them."""
     names = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
     tokens, hidden, inner, top_k, experts, tp, ep = _numbers(columns, names)
+    gates = np.array([1.0 if size in UNGATED else 2.0 for size in zip(hidden, inner, strict=True)])
+    shape = {"tokens": tokens, "hidden": hidden, "width": inner / tp, "top_k": top_k, "local": experts / ep}
+    return {**shape, "ways": ep, "gates": gates}
 
-    def grouped(name: str, k: Floats, n: Floats) -> GroupedMatmul:
-        return GroupedMatmul.routed(name=name, tokens=tokens / ep, experts=experts, top_k=top_k, hosts=ep, k=k, n=n)
 
-    up, down = grouped("up", hidden, 2.0 * inner / tp), grouped("down", inner / tp, hidden)
-    rows = tokens * top_k / ep
-    activation = Elementwise(name="activation", rows=rows, width=inner / tp, reads=2.0, fusable=False)
-    gathered = Elementwise(name="gathered", rows=rows, width=hidden, reads=2.0, writes=1.0, fusable=False)
-    seen = Elementwise(name="seen", rows=tokens, width=hidden, fusable=False)
-    return _seconds(model, seen, up, activation, down, gathered) + model.constants["decode.experts_start_s"]
+def _experts(format: str) -> Price:
+    """Two grouped products, the activation between them, and sorting; every rank sees all tokens and keeps its own."""
+
+    def price(columns: Columns, model: Roofline) -> Floats:
+        device, shape = model.cluster.device, experts_shape(columns)
+        seconds = np.full(len(columns["engine"]), np.nan)
+        for engine in ENGINES:
+            for source in np.unique(columns["kernel_source"]):
+                here = (columns["engine"] == engine) & (columns["kernel_source"] == source)
+                kernel = find_experts(engine, source, format, device)
+                if kernel is not None and here.any():
+                    some = {name: values[here] for name, values in shape.items()}
+                    seconds[here] = kernel.layer_s(device, **some)
+        return seconds
+
+    return price
 
 
 _COLLECTIVES = {"all_reduce": "all-reduce", "all_gather": "all-gather", "reduce_scatter": "reduce-scatter",
@@ -255,6 +277,16 @@ def _nccl(columns: Columns, model: Roofline) -> Floats:
 
 _ATTENTION = (("attn_dtype", ("bfloat16",)), ("kv_cache_dtype", ("bfloat16",)), ("window_size", (0,)))
 _LATENT = (("mla_dtype", ("bfloat16",)), ("kv_cache_dtype", ("bfloat16",)))
+EXPERTS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
+    ("16 bits", "bf16", ("bfloat16",)),
+    ("8 bits", "fp8", ("fp8",)),
+    ("8 bits in blocks", "fp8-block", ("fp8_block",)),
+    ("4 bits", "fp4", ("nvfp4",)),
+    ("4 bits unpacked to 16", "4-bit", ("int4_wo", "w4a16_mxfp4")),
+    ("4 bits unpacked to 8", "4-bit-8", ("w4a8_mxfp4_mxfp8",)),
+)
+"""What kinds of experts are called, their format, and its names in the tables."""
+
 _HEADS = ("num_heads", "kv_heads", "head_dim")
 
 KINDS = (
@@ -274,9 +306,13 @@ KINDS = (
          (*_LATENT, ("step", (0,))), _latent_prefill, engine="best"),
     Kind("latent attention, decoding", "mla/*/*/generation_mla_perf.parquet", ("batch_size", "step", "num_heads"),
          _LATENT, _latent_decode),
-    Kind("experts, 16 bits", "moe/*/*/moe_perf.parquet",
-         ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
-         (("moe_dtype", ("bfloat16",)), ("distribution", ("balanced",))), _experts, engine="best"),
+    *(
+        Kind(f"experts, {name}", "moe/*/*/moe_perf.parquet",
+             ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size",
+              "kernel_source"),
+             (("moe_dtype", theirs), ("distribution", ("balanced",))), _experts(ours), each=True)
+        for name, ours, theirs in EXPERTS
+    ),
     Kind("NCCL in a node", "comm/nccl/*/nccl_perf.parquet", ("op_name", "num_gpus", "message_size"),
          (("nccl_dtype", ("half",)),), _nccl),
 )  # fmt: skip

@@ -117,6 +117,7 @@ def test_blank_settings_are_completed_and_named() -> None:
     assert blank.stack.host == "hooked"
     traced = run_of({**row, "source": "vTrain (MICRO24)", "where": "data/ground_truth_single.csv", "recompute": "full"})
     assert (traced.stack.host, traced.layout.recompute) == ("traced", "none")  # its figures contradict its column
+    assert "recompute" in traced.assumed
     with pytest.raises(Unusable, match="not stated"):
         run_of({**row, "hidden": None})
 

@@ -78,11 +78,12 @@ class _Row:
 
     def get(self, column: str, name: str, otherwise: Any = None) -> Any:
         """The row's cell, unless its source's figures contradict it, else the source's default ``name``."""
-        value = self.defaults.get("corrected", {}).get(column, self.cells.get(column))
-        if value is not None and value != "":
+        corrected = self.defaults.get("corrected", {})
+        value = self.cells.get(column)
+        if column not in corrected and value is not None and value != "":
             return value
         self.assumed.append(name)
-        return self.defaults.get(name, otherwise)
+        return corrected.get(column, self.defaults.get(name, otherwise))
 
     def need(self, column: str, name: str) -> Any:
         """Like `get`, for what a run cannot do without."""

@@ -51,6 +51,7 @@ _PUBLIC: dict[str, str] = {
     "simulate_models": "froude.serving.models_api",
     "read_launch": "froude.exports.launch",
     "check_serve": "froude.serving.measured",
+    "check_disaggregated": "froude.serving.measured_disaggregated",
     "load_trace": "froude.workloads.readers",
     "bench_serve": "froude.planning.bench",
     "bench_train": "froude.planning.bench",

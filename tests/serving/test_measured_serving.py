@@ -18,6 +18,7 @@ from froude.models.transformer import ragged_layer_operators
 from froude.serving.deployment import build_deployment
 from froude.serving.engine_spec import find_engine
 from froude.serving.measured import COLUMNS, Unusable, check_serve, predict, run_of
+from froude.serving.measured_disaggregated import apart_of, predict_apart
 from froude.serving.model_time import ModelIterationTime
 from froude.serving.precision import find_precision
 from froude.serving.scores import Scored, ServeCheck
@@ -212,3 +213,34 @@ def test_prompts_outside_graphs_wait_for_the_host() -> None:
     assert launches["vllm"] == 0 < launches["tensorrt-llm"]
     decoding = times["tensorrt-llm"]
     assert decoding.segment(4, 400, [])[0] < decoding.segment(4, 400, [(16, 0)])[0]
+
+
+def test_workers_of_two_kinds() -> None:
+    notes = "disagg prefill 2w bs=1 decode 1w bs=32; gemm=fp8 moe=fp8_block; measured 2026-02-07"
+    sides = {"tp": "P8/D1", "dp": "P1/D8", "ep": "P1/D8", "pp": "P1/D1", "notes": notes, "concurrency_or_rate": "c=64"}
+    cells = ROW | sides | {"model": "deepseek-ai/DeepSeek-V3", "device": "h200-sxm"}
+    apart = apart_of(cells)
+    assert apart.workers == (2, 1) and apart.devices == 24
+    assert (apart.prefill.tensor_parallel, apart.prefill.data_parallel) == (8, 1)
+    assert (apart.decode.tensor_parallel, apart.decode.data_parallel, apart.decode.expert_parallel) == (1, 8, 8)
+    assert apart.decode.load == ("closed", 64.0) and apart.decode.max_seqs >= 256
+    found = predict_apart(apart)
+    assert 0 < found.tpot_ms < found.ttft_ms < found.e2e_ms
+    with pytest.raises(Unusable, match="workers are not stated"):
+        apart_of(cells | {"notes": "disagg prefill ?w bs=? decode ?w bs=?"})
+    with pytest.raises(Unusable, match="does not say"):
+        apart_of(cells | {"tp": "P8"})
+
+
+def test_the_command_for_workers_of_two_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = "disagg prefill 1w bs=1 decode 1w bs=4; gemm=fp8"
+    sides = {"tp": "P2/D2", "dp": "P1/D1", "ep": "P1/D1", "pp": "P1/D1", "notes": notes, "concurrency_or_rate": "c=4"}
+    path = write(tmp_path / "rows.csv", ROW | sides, ROW | {"id": "2"}, ROW | sides | {"id": "3", "notes": ""})
+    monkeypatch.setattr("sys.argv", ["froude", "check", "serve", str(path), "--disaggregated", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["evaluated"], [item["id"] for item in found["skipped"]]) == (2, 1, ["3"])

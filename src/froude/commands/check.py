@@ -75,14 +75,18 @@ def _oom(
 @group.command("serve", help="Time to first token, per output token and throughput, against measured serving runs.")
 def _serve(
     table: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Measured serving runs, one row a figure.")],
+    disaggregated: Annotated[
+        bool, typer.Option("--disaggregated", help="Rows with workers for prompts and workers for generation instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     from froude.reports.serve_checks import show_serve_check
     from froude.reports.serve_runs import ServeBar
     from froude.serving.measured import check_serve
+    from froude.serving.measured_disaggregated import check_disaggregated
 
     with ServeBar(silent=as_json) as bar:
-        result = check_serve(table, on_progress=bar)
+        result = (check_disaggregated if disaggregated else check_serve)(table, on_progress=bar)
     emit(
         result.json(),
         as_json=as_json,

@@ -81,6 +81,8 @@ def serve(
     disaggregate: Annotated[str | None, typer.Option(help="PREFILL:DECODE replicas, such as 2:6.")] = None,
     prefill_tp: Annotated[int | None, typer.Option(help="--tp of prefill replicas, if another.")] = None,
     prefill_pp: Annotated[int | None, typer.Option(help="--pp of prefill replicas, if another.")] = None,
+    prefill_dp: Annotated[int | None, typer.Option(help="--dp of prefill replicas, if another.")] = None,
+    prefill_ep: Annotated[int | None, typer.Option(help="--ep of prefill replicas, if another.")] = None,
     prefill_cluster: Annotated[
         str | None, typer.Option(help="--cluster of prefill replicas, if of their own, such as h100-sxm:2.")
     ] = None,
@@ -154,6 +156,8 @@ def serve(
         "disaggregate": disaggregate,
         "prefill_tp": prefill_tp,
         "prefill_pp": prefill_pp,
+        "prefill_dp": prefill_dp,
+        "prefill_ep": prefill_ep,
         "prefill_cluster": prefill_cluster,
         "transfer": transfer,
         "decode_router": decode_router,

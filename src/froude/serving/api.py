@@ -11,6 +11,7 @@ from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.serving.autoscaling import ScalingRouter
 from froude.serving.deployment import Deployment, build_deployment, conductor_of
+from froude.serving.disaggregation import Disaggregation
 from froude.serving.load import make_load, sequences_of
 from froude.serving.metrics import parse_slo
 from froude.serving.result import ServeResult
@@ -105,5 +106,8 @@ def run_deployment(
             f"trace: none of the {len(load)} requests fits the cache of {built.pool.tokens} tokens; "
             "raise tp or gpu_memory_utilization"
         )
+    if isinstance(conductor, Disaggregation) and built.engine.first_token == "decode":
+        for request, arrived_ps in conductor.arrived_ps.items():
+            outcome.first_ps[request] = arrived_ps
     moved = {} if conductor is None else conductor.summary()
     return ServeResult(built, load, outcome, slo or {}, [s.arrival_ps for s in sequences], wall_s, stepping, moved)

@@ -136,6 +136,8 @@ def build_deployment(
     disaggregate: str | None = None,
     prefill_tp: int | None = None,
     prefill_pp: int | None = None,
+    prefill_dp: int | None = None,
+    prefill_ep: int | None = None,
     prefill_cluster: str | Cluster | None = None,
     transfer: str | None = None,
     decode_router: str = "least-outstanding",
@@ -189,12 +191,12 @@ def build_deployment(
     if split is not None and swap_space is not None:
         raise InvalidValueError("swap_space", swap_space, f"cannot be combined with disaggregate {disaggregate}")
     if split is None:
-        apart = {"prefill_tp": prefill_tp, "prefill_pp": prefill_pp, "prefill_cluster": prefill_cluster}
-        for field, given in (*apart.items(), ("transfer", transfer)):
+        apart = {"prefill_tp": prefill_tp, "prefill_pp": prefill_pp, "prefill_dp": prefill_dp, "prefill_ep": prefill_ep}
+        for field, given in (*apart.items(), ("prefill_cluster", prefill_cluster), ("transfer", transfer)):
             if given is not None:
                 raise InvalidValueError(field, given, "needs prefill workers; give disaggregate, such as 2:6")
 
-    def replica(cluster: str | Cluster, tensor_parallel: int, pipeline_parallel: int) -> Deployment:
+    def replica(cluster: str | Cluster, layout: tuple[int, int, int, int]) -> Deployment:
         machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
         machines = with_kernels(machines, kernels, product_start_s(machines.device))
         built = _replica(
@@ -202,7 +204,7 @@ def build_deployment(
             machines,
             configured(find_engine(engine), machines.device, precision, kv_dtype),
             scheduler,
-            (tensor_parallel, data_parallel, expert_parallel, pipeline_parallel),
+            layout,
             chunk_tokens=chunk_tokens,
             max_seqs=max_seqs,
             gpu_memory_utilization=gpu_memory_utilization,
@@ -211,7 +213,8 @@ def build_deployment(
         )
         return _with_prefixes(built, prefix_cache, eviction or "lru", kv_tiers) if prefix_cache else built
 
-    one = replica(cluster, tensor_parallel, pipeline_parallel)
+    own = (tensor_parallel, data_parallel, expert_parallel, pipeline_parallel)
+    one = replica(cluster, own)
     built = replace(
         one,
         replicas=replicas,
@@ -225,9 +228,9 @@ def build_deployment(
         _check_room(built.devices, built)
     else:
         other = one
-        if prefill_tp is not None or prefill_pp is not None or prefill_cluster is not None:
-            layout = (prefill_tp or tensor_parallel, prefill_pp or pipeline_parallel)
-            other = replica(prefill_cluster or cluster, *layout)
+        layout = (prefill_tp or own[0], prefill_dp or own[1], prefill_ep or own[2], prefill_pp or own[3])
+        if layout != own or prefill_cluster is not None:
+            other = replica(prefill_cluster or cluster, layout)
         other = replace(other, replicas=split[0])
         built = replace(built, replicas=sum(split), prefill=other, decode_router=decode_router)
         if prefill_cluster is None:

@@ -110,6 +110,7 @@ class Disaggregation(Conductor):
         self.prefill, self.transfer, self.routers = prefill, transfer, routers
         self.moved_ps: list[int] = []  # from the end of the prompt until the decode worker has the cache
         self.waited_ps: list[int] = []  # the part of it before there was room
+        self.arrived_ps: dict[int, int] = {}  # when the decode worker had it, by request
         self._asked: dict[int, tuple[int, int]] = {}  # output and limit of requests whose prompts are not done
         self._lines: list[deque[_Parked]] = []  # by decode worker
         self._free_ps: list[int] = []  # when each worker's link is free
@@ -197,6 +198,7 @@ class Disaggregation(Conductor):
             heapreplace(self._network_ps, end)
         self.waited_ps.append(now_ps - parked.done_ps)
         self.moved_ps.append(end - parked.done_ps)
+        self.arrived_ps[sequence.id] = end
         self.at(max(end, now_ps + 1), partial(self._arrive, parked, worker))
 
     def _arrive(self, parked: _Parked, worker: int, now_ps: int, fleet: Items[Engine]) -> None:

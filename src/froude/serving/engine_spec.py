@@ -58,6 +58,8 @@ class EngineSpec(Spec):
         stream_tokens: tokens that are sent to the client together; the first of them wait for the last.
         wait_iterations: iterations of decoding that a request waits for on average before the engine takes it up,
             because it looks for new ones now and then, or would rather compute several prompts together.
+        first_token: which worker sends it to the client where prompts and generation are apart: that which computed it,
+            or that which generates, once it has the cache.
     """
 
     name: str
@@ -82,6 +84,7 @@ class EngineSpec(Spec):
     kv_dtype: str = "auto"
     stream_tokens: int = Field(default=1, ge=1)
     wait_iterations: float = Field(default=0.0, ge=0)
+    first_token: Literal["prefill", "decode"] = "decode"
 
     def cache_dtype(self, stored_bytes: float) -> str:
         """Element type of the cache beside weights of that many bytes."""

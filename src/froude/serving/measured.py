@@ -149,13 +149,18 @@ def check_serve(path: str | os.PathLike[str], on_progress: Progress | None = Non
         except (Unusable, FroudeError) as reason:
             skipped.append(Skipped(str(cells["id"]), str(reason)))
             continue
-        metric = METRICS[cells["metric"]]
-        each = run.devices if cells["metric"] == "tokens_per_s_per_gpu" else 1
-        cell = "|".join(str(cells[column]) for column in ("model", "device", "engine"))
-        spread = serve_spread(_SPREAD[metric], resolve(run.model), find_device(run.device))
-        value = float(cells["value"]) * each
-        scored.append(Scored(str(cells["id"]), cell, metric, getattr(found, metric), value, spread))
+        scored.append(scored_row(cells, run, found, run.devices))
     return ServeCheck(len(rows), tuple(scored), tuple(skipped))
+
+
+def scored_row(cells: Mapping[str, Any], run: Run, found: Predicted, devices: int) -> Scored:
+    """A row beside its prediction."""
+    metric = METRICS[cells["metric"]]
+    each = devices if cells["metric"] == "tokens_per_s_per_gpu" else 1
+    cell = "|".join(str(cells[column]) for column in ("model", "device", "engine"))
+    spread = serve_spread(_SPREAD[metric], resolve(run.model), find_device(run.device))
+    value = float(cells["value"]) * each
+    return Scored(str(cells["id"]), cell, metric, getattr(found, metric), value, spread)
 
 
 def run_of(cells: Mapping[str, Any]) -> Run:
@@ -226,7 +231,7 @@ def predict(run: Run) -> Predicted:
     )
     client = {"stream_tokens": run.stream_tokens, "wait_iterations": run.wait_iterations}
     built = replace(built, engine=built.engine.model_copy(update=client))
-    load, concurrency = _trace(run, built)
+    load, concurrency = trace_of(run, built)
     found = run_deployment(built, load, concurrency=concurrency)
     latencies = found.latencies
     outputs = float(load.output_tokens[latencies.request].sum())
@@ -275,7 +280,7 @@ def _deployment(
     )
 
 
-def _trace(run: Run, built: Deployment) -> tuple[Trace, int | None]:
+def trace_of(run: Run, built: Deployment) -> tuple[Trace, int | None]:
     """The requests, and the clients of a closed loop."""
     kind, size = run.load
     if kind == "rate":

@@ -119,7 +119,31 @@ def test_blank_settings_are_completed_and_named() -> None:
     assert (traced.stack.host, traced.layout.recompute) == ("traced", "none")  # its figures contradict its column
     assert "recompute" in traced.assumed
     with pytest.raises(Unusable, match="not stated"):
-        run_of({**row, "hidden": None})
+        run_of({**row, "hidden": None, "model": "ours"})
+    known = run_of({**row, "model": "Llama-3.1-8B", "hidden": None, "tp": 1, "global_batch_seqs": 64})
+    assert (known.architecture.hidden, known.architecture.kv_heads) == (4096, 8)
+    assert "shape" in known.assumed
+
+
+def test_sources_nobody_described_follow_their_framework() -> None:
+    row = {**korthikanti()[0], "source": "A note on training", "heads": None, "global_batch_seqs": 64}
+
+    def stack(**cells: object) -> str:
+        return run_of({**row, **cells}).stack.name
+
+    assert stack() == "megatron-2021"
+    assert stack(notes="measured with Megatron-DeepSpeed") == "megatron-deepspeed"
+    assert stack(source="torchtitan, docs/performance.md", tp=1, pp=1, sp="no") == "fsdp"
+    assert stack(device="h100-sxm") == "nemo-te"
+    assert stack(source="MaxText on GPUs", device="h100-sxm") == "maxtext"
+    assert run_of(row).architecture.head_dim == 128
+
+
+def test_models_nobody_described_follow_their_shape() -> None:
+    row = {**korthikanti()[0], "source": "A note on training", "model": "ours"}
+    assert not run_of(row).architecture.gated
+    assert run_of({**row, "kv_heads": 8}).architecture.gated
+    assert run_of({**row, "model": "meta-llama/Llama-9"}).architecture.norm == "rms"
 
 
 def test_maxtext_shapes_follow_its_scale_rule() -> None:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 from froude.core.errors import FroudeError
@@ -19,6 +16,7 @@ from froude.core.measurements import Unusable
 from froude.machines.cluster import Cluster
 from froude.models.architecture import Architecture
 from froude.timing.stack import Stack, find_stack
+from froude.training.defaults import FAMILY, catalogued, defaults_of, family_of, tables
 from froude.training.plan import Job, Layout
 from froude.training.scenario import Scenario
 from froude.training.technique import techniques
@@ -28,10 +26,6 @@ COLUMNS = (
     "n_experts", "topk", "expert_ffn", "params_b", "precision", "tp", "pp", "vpp", "dp", "cp", "ep", "sp",
     "micro_batch", "global_batch_seqs", "zero_stage", "recompute", "attention", "fused_norm",
 )  # fmt: skip
-
-
-RELEASE = re.compile(r"\b(\d\d\.\d\d(?:\.\d\d)?)(?: NeMo Container| changes|\))")
-"""Of the software, where a row names it."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +96,9 @@ def run_of(cells: Mapping[str, Any]) -> Run:
     use = cells.get("use", "yes")
     if use != "yes":
         raise Unusable(str(use))
-    row = _Row(cells, _defaults_of(cells))
+    row = _Row(cells, defaults_of(cells))
     label = str(row.need("precision", "precision"))
-    precision = _tables()["precision"].get(label)
+    precision = tables()["precision"].get(label)
     if precision is None:
         raise Unusable(f"precision {label} is not expressed yet")
     try:
@@ -138,52 +132,22 @@ def run_of(cells: Mapping[str, Any]) -> Run:
 # -- from a row to a run ----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _tables() -> dict[str, Any]:
-    return tomllib.loads(resources.files(__package__).joinpath("source_defaults.toml").read_text("utf-8"))
-
-
-def _defaults_of(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """What is assumed of a row's source, refined by the recipes that the row falls under, later ones over earlier."""
-    source = str(cells["source"])
-    where = str(cells.get("where") or "")
-    named = (entry for entry in _tables()["source"] if source.startswith(entry["prefix"]))
-    defaults = dict(next(entry for entry in named if entry.get("where", "") in where))
-    mechanisms = dict(defaults.get("mechanisms", {}))
-    for recipe in _tables()["recipe"]:
-        if source.startswith(recipe["source"]) and _falls_under(recipe, cells):
-            mechanisms |= recipe.get("mechanisms", {})
-            defaults |= recipe.get("settings", {})
-    return {**defaults, "mechanisms": mechanisms}
-
-
-def _falls_under(recipe: Mapping[str, Any], cells: Mapping[str, Any]) -> bool:
-    """Whether a row is of the models, devices, precisions and releases of a recipe, and says what it asks for."""
-    notes = str(cells.get("notes") or "")
-    release = RELEASE.search(f"{cells.get('where') or ''} {notes}")
-    since = release[1] if release else ""
-    precision = _tables()["precision"].get(str(cells.get("precision")))
-    return (
-        any(str(cells.get("model")).startswith(model) for model in recipe.get("models", [""]))
-        and cells.get("device") in recipe.get("devices", [cells.get("device")])
-        and precision in recipe.get("precisions", [precision])
-        and (since >= recipe.get("since", "") and (since < recipe["until"] if "until" in recipe else True))
-        and recipe.get("says", "") in notes
-    )
-
-
 def _architecture(row: _Row) -> Architecture:
     name = str(row.need("model", "model"))
-    family = next(entry for entry in _tables()["model"] if name.startswith(entry["prefix"]))
+    family = family_of(row.cells)
     shape = {column: row.cells.get(column) for column in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")}
     if shape["hidden"] is None and name.startswith("maxtext_"):
         row.assumed.append("shape")
         shape.update(_maxtext_shape(name))
     if shape["hidden"] is None:
-        raise Unusable("the model's shape is not stated")
+        known = catalogued(row.cells)
+        if known is None:
+            raise Unusable("the model's shape is not stated")
+        row.assumed.append("shape")
+        return known
     shape["vocab"] = row.get("vocab", "vocab")
     if shape["heads"] is None:
-        shape["heads"] = row.need("heads", "heads")
+        shape["heads"] = row.get("heads", "heads", _usual_heads(int(shape["hidden"]), int(row.cells.get("tp") or 1)))
     if shape["ffn"] is None:
         row.assumed.append("ffn")
         shape["ffn"] = 4 * shape["hidden"]
@@ -191,21 +155,7 @@ def _architecture(row: _Row) -> Architecture:
         row.assumed.append("layers")
         shape["layers"] = _layers_from_parameters(row, family, shape)
     fields: dict[str, Any] = {key: value for key, value in shape.items() if value is not None}
-    for key in (
-        "gated",
-        "norm",
-        "positions",
-        "head_dim",
-        "qk_norm",
-        "tied_embeddings",
-        "embedding_norm",
-        "latent",
-        "mtp_layers",
-        "attention_bias",
-        "mlp_bias",
-        "sliding_window",
-        "full_attention_every",
-    ):
+    for key in FAMILY:
         value = row.defaults.get(key, family.get(key))
         if value is not None:
             fields[key] = value
@@ -218,6 +168,12 @@ def _architecture(row: _Row) -> Architecture:
     if experts is not None:
         fields["experts"] = experts
     return Architecture.parse({"name": name, **fields})
+
+
+def _usual_heads(hidden: int, tensor_parallel: int) -> int:
+    """Heads of 128, as most models of a billion parameters and more have, or of a common size that divides."""
+    sizes = (128, 64, 96, 80, 112, 160, 192, 256) if hidden >= 2048 else (64, 128, 96, 80)
+    return next((hidden // n for n in sizes if hidden % (n * tensor_parallel) == 0), max(1, hidden // 128))
 
 
 def _experts(row: _Row, family: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -244,7 +200,7 @@ def _layers_from_parameters(row: _Row, family: Mapping[str, Any], shape: Mapping
 
 def _maxtext_shape(name: str) -> dict[str, int]:
     """Shape from MaxText's parameter scale (its ``get_individual_scales``), as 32 in "maxtext_32B"."""
-    base = _tables()["maxtext_scale"]
+    base = tables()["maxtext_scale"]
     cycles, rest = divmod(int(math.log2(int(name.removeprefix("maxtext_").removesuffix("B")))), 3)
     wide, deep = cycles + (rest > 1), cycles
     heads = cycles + (rest > 0)
@@ -292,14 +248,12 @@ def _layout(row: _Row, architecture: Architecture, cluster: Cluster) -> tuple[La
         if per_device is None:
             raise Unusable("the global batch is not stated")
         sequences = per_device * cluster.count
-    if row.defaults.get("micro_batch_is_per_device"):
-        micro_batch = sequences / data
-    else:
+    micro_batch = row.cells.get("micro_batch")
+    if micro_batch is None:
+        row.assumed.append("micro_batch")
         unstated = row.defaults.get("micro_batch_of_pipeline", {}).get(str(pipeline))
-        micro_batch = row.cells.get("micro_batch")
-        if micro_batch is None:
-            row.assumed.append("micro_batch")
-            micro_batch = unstated or row.defaults.get("micro_batch", 1)
+        whole = sequences / data if row.defaults.get("micro_batch_is_per_device") else 1
+        micro_batch = unstated or row.defaults.get("micro_batch", whole)
     if micro_batch != int(micro_batch) or sequences % (data * int(micro_batch)):
         raise Unusable(f"{sequences} sequences do not divide into micro-batches of {micro_batch:g} on {data} replicas")
     virtual = _virtual_stages(row, architecture.layers, pipeline) if pipeline > 1 else 1
@@ -375,7 +329,7 @@ def _stack(row: _Row) -> Stack:
     if row.cells.get("attention"):
         changes["attention"] = row.cells["attention"]
     if row.cells.get("fused_norm"):
-        levels = _tables()["fused_norm"] | row.defaults.get("fused_norm", {})
+        levels = tables()["fused_norm"] | row.defaults.get("fused_norm", {})
         changes["fusion"] = levels.get(row.cells["fused_norm"], "fused")
     # What is known of a source's software is more than the columns can say.
     changes |= row.defaults.get("mechanisms", {})

@@ -98,10 +98,16 @@ def test_turns_by_hand():
     assert done.first_ps[2] - 200 >= alone.first_ps[0] - 200 == 33
 
 
+def test_a_request_that_arrives_as_an_iteration_ends_in_the_middle_of_a_jump():
+    rows = [(0, 18, 5, 1), (142, 1, 1, 0), (0, 1, 1, 0)]
+    shape = ("multiplexed", 2, 2, "fair", "least-outstanding")
+    assert serve(rows, *shape, step_fleet)[0] == serve(rows, *shape, jump_fleet)[0]
+
+
 def test_a_machine_loads_before_it_serves():
     # One machine, first of model 0; a request for model 1 waits for its weights: 2 * 50 ps.
     done, conductor, _ = serve([(0, 4, 1, 1)], "switching", 2, 1, "vllm-v1", "round-robin", jump_fleet)
-    assert done.first_ps == [100 + 33]
+    assert done.first_ps == [1 + 100 + 33]
     assert conductor.summary() == {"switches": 1, "loading_s": pytest.approx(100e-12)}
 
 
@@ -161,8 +167,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert not code
     assert {name: own["requests"] for name, own in found["models"].items()} == {"a": 20, "b": 10}
     assert found["completed"] == 30 and found["models"]["a"]["slo"] == {"ttft": 1.0}
-    code, said = run(monkeypatch, capsys, *words)
+    code, said = run(monkeypatch, capsys, *words, "--out", str(tmp_path / "out"))
     assert not code and "multiplexed" in said.out
+    assert len((tmp_path / "out" / "requests.csv").read_text().splitlines()) == 31
+    assert "20 of 20" in (tmp_path / "out" / "report.html").read_text()
     code, said = run(monkeypatch, capsys, *words, "--replicas", "2")
     assert code == 2 and "replicas" in said.err
 

@@ -191,14 +191,14 @@ def serve(
         "seed": seed,
     }
     if sharing is not None or "," in asked["model"] or asked["model"].endswith((".yaml", ".yml")):
-        from froude.reports.serving import show_models
+        from froude.reports.serving_models import show_models, write_models_report
         from froude.serving.models_api import simulate_models
 
-        if out is not None:
-            raise FroudeError("out: several models have no report yet; leave it out, --json has the figures")
         models = asked.pop("model")
         how = {**load, **asked, "slo": slo, "stepping": stepping, "techniques": technique or ()}
         found = simulate_models(models, cluster, trace, sharing=sharing or "static", **how)
+        if out is not None:
+            write_models_report(found, out)
         emit(
             found.json(),
             as_json=as_json,

@@ -10,7 +10,6 @@ from froude.reports.html import Report
 from froude.reports.tables import console, percent, print_table, seconds, si, usd
 
 if TYPE_CHECKING:
-    from froude.serving.models_api import SharedResult
     from froude.serving.result import ServeResult
 
 _GRID = 400  # points of a picture over time
@@ -87,8 +86,11 @@ def _load_rows(result: ServeResult) -> list[tuple[str, str]]:
 
 def _title(result: ServeResult) -> str:
     d = result.deployment
-    copies = f"{d.replicas} x " if d.replicas > 1 else ""
-    return f"{d.arch.name} on {copies}{d.tensor_parallel} x {d.cluster.device.name}, {d.scheduler.name}"
+    first = [] if d.prefill is None else [(d.prefill, d.prefill.replicas)]
+    kinds = [*first, (d, d.replicas - sum(count for _, count in first))]
+    parts = [f"{count} x {kind.each_devices} x {kind.cluster.device.name}" for kind, count in kinds]
+    said = parts[0].removeprefix("1 x ") if d.prefill is None else f"{parts[0]} (prefill) and {parts[1]} (decode)"
+    return f"{d.arch.name} on {said}, {d.scheduler.name}"
 
 
 def show_serve(result: ServeResult) -> None:
@@ -99,39 +101,6 @@ def show_serve(result: ServeResult) -> None:
     console().print(
         f"{result.outcome.iterations:,} iterations simulated in {seconds(result.sim_wall_s)} by {how}", style="dim"
     )
-
-
-def show_models(result: SharedResult) -> None:
-    """Print each model's latencies, and what they share."""
-    found = result.json()
-    rows = []
-    for name, own in found["models"].items():
-        rows.append(
-            (
-                name,
-                f"{own['completed']:,} of {own['requests']:,}",
-                *(f"{seconds(own[kind]['mean'])}, {seconds(own[kind]['p99'])}" for kind, _ in _LATENCIES),
-                si(own["output_tokens_per_s"]),
-                percent(own["peak_kv_utilisation"]),
-            )
-        )
-    columns = ("", "completed", *(f"{title}: mean, p99" for _, title in _LATENCIES), "tokens/s", "cache peak")
-    d = result.deployment
-    print_table(
-        f"{len(rows)} models on {result.machines} x {d.each_devices} x {d.cluster.device.name}, {result.sharing}",
-        columns,
-        rows,
-    )
-    price, energy = found["usd_per_million_output_tokens"], found["joules_per_output_token"]
-    lines = [
-        ("duration", seconds(found["duration_s"])),
-        ("machines busy", percent(found["busy_fraction"])),
-        ("cost", "-" if price is None else f"{usd(price)} per million output tokens"),
-        ("energy", "-" if energy is None else f"{energy:.3g} J per output token"),
-    ]
-    if "switches" in found:
-        lines.append(("machines changed models", f"{found['switches']:,} times, {seconds(found['loading_s'])} in all"))
-    print_table("", ("", ""), lines)
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------
@@ -170,9 +139,9 @@ def load_chart(result: ServeResult) -> Any:
     import polars as pl
 
     grid = np.linspace(0.0, result.duration_s, _GRID)
-    pool = result.deployment.pool.blocks
+    workers = result.deployment.workers
     waiting, decoding, used = np.zeros(_GRID), np.zeros(_GRID), np.zeros(_GRID)
-    for replica in range(result.deployment.replicas):
+    for replica, worker in enumerate(workers):
         own = [s for s in result.outcome.segments if s.replica == replica]
         if not own:
             continue
@@ -182,7 +151,7 @@ def load_chart(result: ServeResult) -> Any:
         busy = (at >= 0) & (grid < ends[at])
         waiting += busy * np.array([s.waiting for s in own])[at]
         decoding += busy * np.array([s.decoding for s in own])[at]
-        used += busy * np.array([s.used_blocks for s in own])[at] / pool / result.deployment.replicas
+        used += busy * np.array([s.used_blocks for s in own])[at] / worker.total_blocks / len(workers)
     frame = pl.DataFrame({"time": grid, "waiting": waiting, "decoding": decoding, "cache": used})
     counts = (
         alt.Chart(frame.unpivot(["waiting", "decoding"], index="time"))

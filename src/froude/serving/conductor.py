@@ -93,7 +93,10 @@ class Conductor(ABC):
         self.at(at_ps, hand)
 
     def route(self, sequence: Sequence, fleet: Items[Engine], router: Router) -> int | None:
-        """Which replica takes a new request; None to hold it back (count it in `carried`, and give it later)."""
+        """Which replica takes a new request; None to hold it back (count it in `carried`, and give it later).
+
+        Replicas may have begun an iteration at this very moment: what it leads to is due a picosecond later.
+        """
         return router.route(sequence, fleet)
 
     def complete(self, sequence: Sequence, replica: int, now_ps: int) -> bool:

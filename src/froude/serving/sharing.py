@@ -122,7 +122,7 @@ class Multiplexed(SharedFleet):
         chosen = self.routers[sequence.model].route(sequence, loads)
         number = self.engine(chosen, sequence.model)
         if not fleet[number].outstanding:
-            self.at(sequence.arrival_ps, partial(self._turns, chosen))
+            self.at(sequence.arrival_ps + 1, partial(self._turns, chosen))
         return number
 
     def complete(self, sequence: Sequence, replica: int, now_ps: int) -> bool:
@@ -202,7 +202,7 @@ class Switching(SharedFleet):
             return super().route(sequence, fleet, router)
         self._held[sequence.model].append(sequence)
         self.carried += 1
-        self.at(sequence.arrival_ps, self._share)
+        self.at(sequence.arrival_ps + 1, self._share)
         return None
 
     def complete(self, sequence: Sequence, replica: int, now_ps: int) -> bool:

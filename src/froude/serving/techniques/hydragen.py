@@ -1,7 +1,7 @@
 """Hydragen: attention to a prefix that all sequences share is one matrix product for the whole batch.
 
-Keys of the prefix are read once an iteration and not once for each sequence; every sequence attends to its own suffix
-as before, and the two results are merged by their softmax denominators. That the prefix is stored once is the prefix
+Keys of the prefix are read once an iteration, no faster than one sequence reads them, and not once for each sequence;
+every sequence attends to its own suffix as before, and the two results are merged by their softmax denominators. That the prefix is stored once is the prefix
 cache's doing.
 """
 
@@ -60,5 +60,6 @@ class _SharedPrefixTime(WrappedTime):
     def _product(self, rows: int) -> int:
         if rows not in self._products:
             queries = np.array([float(rows)])
-            (self._products[rows],) = self.model.attention_ps(queries, queries * self.prefix, queries * 0 + self.prefix)
+            (product,) = self.model.attention_ps(queries, queries * self.prefix, queries * 0 + self.prefix)
+            self._products[rows] = max(product, self.inner.key_ps * self.prefix)
         return self._products[rows]

@@ -67,7 +67,7 @@ class ServingArm(Spec):
         context_tokens: most tokens of prompt and output together that an engine must expect of a request.
         scheduler, techniques: by name, with their knobs.
         tensor_parallel, pipeline_parallel, replicas, router, disaggregate, prefill_tp, prefill_pp, transfer, migrate,
-            prefix_cache, kv_dtype: as for ``froude simulate serve``.
+            prefix_cache (or its kind), eviction, kv_tiers, kv_dtype: as for ``froude simulate serve``.
         slo, attainment: targets, and the share of requests that must meet them, where a rate is sought.
     """
 
@@ -91,7 +91,9 @@ class ServingArm(Spec):
     prefill_pp: int | None = None
     transfer: str | None = None
     migrate: str | None = None
-    prefix_cache: bool = False
+    prefix_cache: bool | str = False
+    eviction: str | None = None
+    kv_tiers: str | None = None
     kv_dtype: str | None = None
     slo: str | None = None
     attainment: float = Field(default=0.9, gt=0, le=1)
@@ -102,7 +104,7 @@ class ServingArm(Spec):
             raise ValueError("give one of trace and lengths")
         return self
 
-    @field_validator("disaggregate", "migrate", mode="before")
+    @field_validator("disaggregate", "migrate", "kv_tiers", mode="before")
     @classmethod
     def _switched_off(cls, value: Any) -> Any:
         """``none``, which TOML has no other word for."""
@@ -126,6 +128,8 @@ class ServingArm(Spec):
             transfer=self.transfer if self.disaggregate else None,
             migrate=self.migrate,
             prefix_cache=self.prefix_cache,
+            eviction=self.eviction,
+            kv_tiers=self.kv_tiers,
             kv_dtype=self.kv_dtype,
         )
 
@@ -235,6 +239,8 @@ METRICS: dict[str, Metric[Served]] = {
     "latency_per_token_s": Metric("lower", _latency_per_token),
     "tpot_mean_s": Metric("lower", lambda run: float(np.nanmean(run.result.latencies.tpot_s))),
     "e2e_mean_s": Metric("lower", lambda run: float(run.result.latencies.e2e_s.mean())),
+    "ttft_mean_s": Metric("lower", lambda run: float(run.result.latencies.ttft_s.mean())),
+    "busy_s": Metric("lower", lambda run: run.result.outcome.busy_ps / PS),
     "ttft_p99_s": Metric("lower", lambda run: float(np.quantile(run.result.latencies.ttft_s, 0.99))),
     "max_rate_per_device": Metric("higher", _max_rate_per_device),
 }

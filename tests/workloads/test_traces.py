@@ -144,6 +144,8 @@ def test_the_public_traces():
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023/11/16 18:15:46,2,3\n2023/11/16 18:15:48.5,2,3\n",
         "arrival_s,input_tokens,output_tokens,client,after\n0,2,3,a,\n1,5,7,b,0\n",
         "Timestamp,Model,Request tokens,Response tokens\n1,m,3,0\n2,m,3,4\n5,m,1,4\n",
+        "\narrival_s,input_tokens,output_tokens\n0,2,3\n\n1,5,7\n\n",
+        "arrival_s,input_tokens,output_tokens\r\n0,2,3\r\n\r\n1,5,7\r\n",
     ],
 )
 def test_long_tables_read_as_short_ones(tmp_path, monkeypatch, body):

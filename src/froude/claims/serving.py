@@ -201,6 +201,12 @@ def _request_throughput(run: Served) -> float:
     return len(finish) / float(finish.max())
 
 
+def _prefill_throughput(run: Served) -> float:
+    """Prompt tokens, found or computed, per second of the iterations that compute prompts and nothing else."""
+    prefill_ps = sum(s.duration_ps for s in run.result.outcome.segments if s.prefill_tokens and not s.decoding)
+    return int(run.result.trace.input_tokens.sum()) / (prefill_ps / PS)
+
+
 def _latency_per_token(run: Served) -> float:
     """Mean over requests of end-to-end latency over output tokens."""
     found = run.result.latencies
@@ -239,6 +245,7 @@ METRICS: dict[str, Metric[Served]] = {
     "latency_per_token_s": Metric("lower", _latency_per_token),
     "tpot_mean_s": Metric("lower", lambda run: float(np.nanmean(run.result.latencies.tpot_s))),
     "e2e_mean_s": Metric("lower", lambda run: float(run.result.latencies.e2e_s.mean())),
+    "prefill_tokens_per_s": Metric("higher", _prefill_throughput),
     "ttft_mean_s": Metric("lower", lambda run: float(run.result.latencies.ttft_s.mean())),
     "busy_s": Metric("lower", lambda run: run.result.outcome.busy_ps / PS),
     "ttft_p99_s": Metric("lower", lambda run: float(np.quantile(run.result.latencies.ttft_s, 0.99))),

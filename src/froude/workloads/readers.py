@@ -88,12 +88,10 @@ def _text(path: Path) -> str:
 
 
 def _csv(name: str, text: str) -> Trace:
-    if len(text) >= LONG:
+    if len(text) >= LONG and not _has_blank_lines(text):
         return _table(name, _long_csv(name, text))
-    lines = iter(csv.reader(io.StringIO(text)))
     try:
-        header = next(lines, [])
-        rows = [line for line in lines if line]
+        header, *rows = [line for line in csv.reader(io.StringIO(text)) if line] or [[]]
     except csv.Error as error:
         raise FroudeError(f"{name}: not a table of comma-separated values ({error})") from None
     if not header:
@@ -103,6 +101,11 @@ def _csv(name: str, text: str) -> Trace:
     columns = list(zip_longest(*rows)) or [()]
     columns += [(None,) * len(rows)] * (len(header) - len(columns))  # where every line is short
     return _table(name, {field: list(cells) for field, cells in zip(header, columns, strict=True)})
+
+
+def _has_blank_lines(text: str) -> bool:
+    """Polars would read them as requests without a length; there is nothing on them, so they are passed over."""
+    return text[:1] in ("\n", "\r") or "\n\n" in text or "\n\r\n" in text
 
 
 def _long_csv(name: str, text: str) -> dict[str, Column]:

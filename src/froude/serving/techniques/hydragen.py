@@ -1,8 +1,8 @@
 """Hydragen: attention to a prefix that all sequences share is one matrix product for the whole batch.
 
 Keys of the prefix are read once an iteration, no faster than one sequence reads them, and not once for each sequence;
-every sequence attends to its own suffix as before, and the two results are merged by their softmax denominators. That the prefix is stored once is the prefix
-cache's doing.
+every sequence attends to its own suffix as before, and the two results are merged by their softmax denominators. That
+the prefix is stored once is the prefix cache's doing.
 """
 
 from __future__ import annotations

@@ -247,7 +247,6 @@ METRICS: dict[str, Metric[Served]] = {
     "e2e_mean_s": Metric("lower", lambda run: float(run.result.latencies.e2e_s.mean())),
     "prefill_tokens_per_s": Metric("higher", _prefill_throughput),
     "ttft_mean_s": Metric("lower", lambda run: float(run.result.latencies.ttft_s.mean())),
-    "busy_s": Metric("lower", lambda run: run.result.outcome.busy_ps / PS),
     "ttft_p99_s": Metric("lower", lambda run: float(np.quantile(run.result.latencies.ttft_s, 0.99))),
     "max_rate_per_device": Metric("higher", _max_rate_per_device),
 }

@@ -201,3 +201,11 @@ def test_segments_that_grow_leave_no_gaps() -> None:
     grown = ledger(mechanisms={"allocator": "expandable"})
     assert gaps > 0
     assert grown.bytes_of("reserved") == grown.bytes_of("allocated")
+
+
+def test_compiled_programs_save_what_products_give() -> None:
+    def kept(stack: str, recompute: str) -> float:
+        return ledger(stack, {"attention": "flash-2"}, micro_batch=8, recompute=recompute).bytes_of("allocated")
+
+    assert kept("maxtext", "full") < kept("maxtext", "selective") < 0.9 * kept("maxtext", "none")
+    assert kept("megatron", "selective") > 0.98 * kept("megatron", "none")  # flash attention keeps no scores

@@ -59,6 +59,8 @@ def layer_held(
 
     routed = arch.experts is not None and not dense
     gone = _recomputed(batch.recompute_modules, arch, routed=routed) + _offloaded(batch.offload_modules)
+    if stack.host == "compiled" and batch.recompute == "selective":
+        gone += NO_PRODUCT
     saved = _bytes(tensors(batch.recompute, gone), ways)
     # While a layer is recomputed, or is back from the host, what it would have saved exists for that one layer.
     again = _bytes(tensors("none"), ways) - saved
@@ -117,6 +119,18 @@ def _gradients_of_pass(
     between = stream / ways.get("tokens", 1) + (2.0 * stream if batch.sequence_parallel else 0.0)
     return between + np.maximum(wide, scores)
 
+
+NO_PRODUCT = (
+    "qkv-input",
+    "log-sum-exp",
+    "attention-out-input",
+    "mlp-input",
+    "mlp-down-input",
+    "experts-down-input",
+    "shared-down-input",
+)
+"""What a compiled program that saves the outputs of products only makes again: outputs of norms, attention and
+activation functions (jax.checkpoint_policies, ``dots_with_no_batch_dims_saveable``; MaxText's "minimal")."""
 
 EIGHT_BITS = ("qkv-input", "mlp-input", "mlp-down-input", "shared-down-input", "experts-input", "experts-down-input")
 """Inputs of products that no other operator keeps in 16 bits."""

@@ -10,12 +10,14 @@ from froude.core.errors import FroudeError
 from froude.models.catalogue import resolve
 from froude.serving.api import simulate_serve
 from froude.serving.deployment import build_deployment
+from froude.serving.techniques.concatenated_cache import ConcatenatedCache
 from froude.serving.techniques.hydragen import Hydragen
 from froude.serving.techniques.kivi import Kivi
 from froude.serving.techniques.s_lora import SLora
 
 MODEL, MACHINE = "llama-2-7b-hf", "a100-sxm-80gb:1"
 WAYS = {
+    "concatenated-cache": ConcatenatedCache(),
     "hydragen": Hydragen(prefix=500),
     "kivi": Kivi(),
     "s-lora": SLora(adapters=50, rank=16),
@@ -55,6 +57,19 @@ def test_a_prefix_is_read_once():
     few_shared, most_shared = [shared.time.segment(n, n * 4100, ())[0] for n in (1, 64)]
     assert most_shared < 0.5 * most_plain and few_shared <= few_plain
     assert built(Hydragen(prefix=0)).time.segment(64, 64 * 4100, ()) == plain.time.segment(64, 64 * 4100, ())
+
+
+def test_a_prefix_is_not_read_faster_by_sharing_it_with_nobody():
+    plain, shared = built(), built(Hydragen(prefix=16_000))
+    assert shared.time.segment(1, 16_100, ()) == plain.time.segment(1, 16_100, ())
+
+
+def test_a_cache_that_is_copied_takes_two_more_passes_of_memory():
+    plain, copied = built(), built(ConcatenatedCache())
+    more_ps = copied.time.segment(8, 8000, ())[0] - plain.time.segment(8, 8000, ())[0]
+    pass_ps = 8000 * plain.pool.bytes_per_token / plain.cluster.device.memory_bandwidth * 1e12
+    assert 2.0 * pass_ps < more_ps < 3.0 * pass_ps  # memory gives less than the catalogue says
+    assert copied.time.segment(0, 0, ((100, 0),)) == plain.time.segment(0, 0, ((100, 0),))
 
 
 def test_three_bits_with_scales():

@@ -76,6 +76,7 @@ def test_three_bits_with_scales():
     """Two bits, and a scale and a zero point of 16 bits for 32 elements: 3 of 16 (section 3 of the paper)."""
     assert Kivi(residual=0).share == pytest.approx(3 / 16)
     assert Kivi(residual=100, length=100).share == 1.0
+    assert Kivi(residual=100, length=1000).share == pytest.approx(0.075 + 0.925 * 3 / 16)  # half of the keys of it
     assert Kivi(bits=4, residual=0).share == pytest.approx(5 / 16)
     assert built(Kivi(residual=0)).pool.tokens == pytest.approx(built().pool.tokens * 16 / 3, rel=1e-3)
 

@@ -1,7 +1,7 @@
 """KIVI: the cache in two bits, keys quantised per channel and values per token.
 
-Every group of elements carries a 16-bit scale and zero point; the latest tokens of a sequence stay in 16 bits until a
-group is full. A sequence's cache takes less memory, so that more run at once, and less time to read.
+Every group of elements carries a 16-bit scale and zero point. The latest tokens of a sequence stay in 16 bits: of values
+always so many, of keys until there are so many, which are then packed together (its algorithm 1). A sequence's cache takes less memory, so that more run at once, and less time to read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Kivi(ServingTechnique):
     def share(self) -> float:
         """Bytes of a token over those in 16 bits, on average over a context."""
         quantised = (self.bits + 32.0 / self.group) / 16.0
-        recent = min(1.0, self.residual / self.length)
+        # Keys in 16 bits are from none to all of the residual, half of it on average; values are all of it.
+        recent = 0.75 * self.residual / self.length if self.residual < self.length else 1.0
         return recent + (1.0 - recent) * min(1.0, quantised)
 
     def rewrite_pool(self, pool: Pool, context: ServingContext) -> Pool:

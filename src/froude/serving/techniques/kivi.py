@@ -1,7 +1,8 @@
 """KIVI: the cache in two bits, keys quantised per channel and values per token.
 
-Every group of elements carries a 16-bit scale and zero point. The latest tokens of a sequence stay in 16 bits: of values
-always so many, of keys until there are so many, which are then packed together (its algorithm 1). A sequence's cache takes less memory, so that more run at once, and less time to read.
+Every group of elements carries a 16-bit scale and zero point. The latest tokens of a sequence stay in 16 bits: always
+so many of the values, and of the keys until there are so many, which are then packed together (its algorithm 1). A
+sequence's cache takes less memory, so that more run at once, and less time to read.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 
 from froude.core.errors import FroudeError
 from froude.core.measurements import Unusable, read_rows
-from froude.serving import engine_spec, measured
+from froude.serving import engine_spec, measured, measured_row
 from froude.timing.constants import default_constants
 
 VALUES = {
@@ -29,15 +29,15 @@ VALUES = {
 """Constant -> values tried, the one that ships first; ``request_s`` is vLLM's."""
 
 Cell = tuple[str, str, str]  # model, cell, metric
-Runs = dict[str, dict[measured.Run, list[dict[str, Any]]]]
+Runs = dict[str, dict[measured_row.Run, list[dict[str, Any]]]]
 
 
 def read(path: str, most: int) -> Runs:
     """Runs of each cell with their rows, ``most`` of them, spread over the file."""
     cells: Runs = defaultdict(dict)
-    for row in read_rows(path, measured.COLUMNS):
+    for row in read_rows(path, measured_row.COLUMNS):
         try:
-            run = measured.run_of(row)
+            run = measured_row.run_of(row)
         except (Unusable, FroudeError):
             continue
         cells["|".join(str(row[name]) for name in ("model", "device", "engine"))].setdefault(run, []).append(row)
@@ -71,7 +71,7 @@ def errors(cells: Runs, values: dict[str, float]) -> dict[Cell, float]:
                 continue
             for row in rows:
                 each = run.devices if row["metric"] == "tokens_per_s_per_gpu" else 1
-                metric = measured.METRICS[row["metric"]]
+                metric = measured_row.METRICS[row["metric"]]
                 ratio = getattr(predicted, metric) / (float(row["value"]) * each)
                 found[run.model, cell, metric].append(abs(ratio - 1.0))
     return {key: float(np.median(each)) for key, each in found.items()}

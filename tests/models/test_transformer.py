@@ -234,3 +234,16 @@ def test_serving_head_scores_sampled_positions_only() -> None:
     head = head_operators(LLAMA, tokens=4096, positions=3)
     assert [op.name for op in head] == ["final-norm", "lm-head", "sampling"]
     assert head[1].flops == 2 * 3 * LLAMA.hidden * LLAMA.vocab
+
+
+def test_popular_experts_leave_others_unvisited() -> None:
+    even = GroupedMatmul.routed(name="up", tokens=32.0, experts=128, top_k=4, k=1.0, n=1.0)
+    skewed = even.chosen(20.0)
+    assert float(even.batch) == pytest.approx(128 * (1 - (1 - 4 / 128) ** 32))
+    assert 0.75 * even.batch < skewed.batch < 0.9 * even.batch
+    assert skewed.m * skewed.batch == pytest.approx(even.m * even.batch)  # the same tokens
+    assert skewed.shard({"expert": 8}).batch == pytest.approx(
+        GroupedMatmul.routed(name="up", tokens=32.0, experts=128, top_k=4, k=1.0, n=1.0, hosts=8, popularity=20.0).batch
+    )
+    alone = GroupedMatmul.routed(name="up", tokens=1.0, experts=128, top_k=4, k=1.0, n=1.0).chosen(20.0)
+    assert float(alone.batch) == pytest.approx(4.0, rel=0.01)

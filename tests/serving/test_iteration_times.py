@@ -19,6 +19,7 @@ WAYS = [
     {"model": "qwen3-30b-a3b", "tensor_parallel": 1, "data_parallel": 3, "expert_parallel": 3},
     {"speculative": "draft=llama-3.2-1b,k=3,acceptance=0.6"},
     {"speculative": "draft=llama-3.2-1b,k=5,acceptance=0.9", "engine": "tensorrt-llm"},
+    {"speculative": "draft=own,k=3,acceptance=0.7", "engine": "tensorrt-llm"},
 ]
 
 

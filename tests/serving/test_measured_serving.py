@@ -11,14 +11,16 @@ import pytest
 
 from froude.cli import main
 from froude.core.errors import FroudeError
+from froude.core.measurements import Unusable
 from froude.machines.cluster import parse_cluster
 from froude.models.catalogue import resolve
 from froude.models.operator import GroupedMatmul, Matmul
 from froude.models.transformer import ragged_layer_operators
 from froude.serving.deployment import build_deployment
 from froude.serving.engine_spec import find_engine
-from froude.serving.measured import COLUMNS, Unusable, check_serve, predict, run_of
+from froude.serving.measured import check_serve, predict
 from froude.serving.measured_disaggregated import apart_of, predict_apart
+from froude.serving.measured_row import COLUMNS, run_of
 from froude.serving.model_time import ModelIterationTime
 from froude.serving.precision import find_precision
 from froude.serving.scores import Scored, ServeCheck
@@ -33,6 +35,7 @@ ROW = {
     "id": "1",
     "source": "InferenceMAX/InferenceX",
     "engine": "vllm",
+    "engine_version": None,
     "model": "meta-llama/Llama-3.1-70B",
     "weight_dtype": "fp8",
     "kv_dtype": None,
@@ -174,7 +177,7 @@ def test_a_sample_of_real_runs(tmp_path: Path) -> None:
 def test_recipes_of_a_source_set_how_clients_are_served() -> None:
     sglang = {**ROW, "engine": "sglang", "model": "deepseek-ai/DeepSeek-R1", "tp": "8", "osl": 900.0}
     few, many = run_of({**sglang, "concurrency_or_rate": "c=8"}), run_of({**sglang, "concurrency_or_rate": "c=64"})
-    assert (few.rounds, few.stream_tokens, few.poll_iterations, many.poll_iterations) == (10, 30, 10, 30)
+    assert (few.rounds, few.memory, few.poll_iterations, many.poll_iterations) == (10, 0.82, 10, 30)
     assert few.wait_iterations == 4.5
     llama = {**ROW, "engine": "trtllm", "osl": 1024.0}
     waits = run_of(llama).wait_iterations  # the first of a batch of prompts waits 20 iterations, others less
@@ -182,15 +185,36 @@ def test_recipes_of_a_source_set_how_clients_are_served() -> None:
     assert run_of({**llama, "tp": "8"}).wait_iterations == 0.0
 
 
-def test_first_tokens_wait_for_their_chunk_and_for_the_engine_to_look() -> None:
-    row = {**ROW, "concurrency_or_rate": "c=4"}
-    plain = run_of(row)
-    held = predict(replace(plain, stream_tokens=11))
-    late = predict(replace(plain, poll_iterations=21))
-    base = predict(plain)
-    assert held.ttft_ms == pytest.approx(base.ttft_ms + 10 * base.tpot_ms, rel=0.02)
+def test_first_tokens_wait_for_the_engine_to_look() -> None:
+    plain = run_of({**ROW, "concurrency_or_rate": "c=4"})
+    late, base = predict(replace(plain, poll_iterations=21)), predict(plain)
     assert late.ttft_ms == pytest.approx(base.ttft_ms + 10 * base.tpot_ms, rel=0.02)
-    assert held.tpot_ms < base.tpot_ms == late.tpot_ms
+    assert base.tpot_ms == late.tpot_ms
+
+
+def test_recipes_change_with_release_and_day() -> None:
+    deepseek = {**ROW, "engine": "trtllm", "model": "deepseek-ai/DeepSeek-R1", "tp": "8", "osl": 1024.0}
+    deepseek |= {"concurrency_or_rate": "c=16", "notes": "agg bs=16 moe_tp=8; measured 2026-02-05"}
+    drafting = run_of({**deepseek, "engine_version": "1.2.0rc6.post3"})
+    plain = run_of({**deepseek, "engine_version": "1.2.0rc6.post2"})
+    assert (drafting.drafts, plain.drafts) == (3, 0)
+    assert (drafting.chunk_tokens, plain.chunk_tokens) == (1024 + 16 * 4 + 64, 8192)
+    assert predict(drafting).tpot_ms < 0.7 * predict(plain).tpot_ms
+    older = {**deepseek, "engine_version": "1.1.0rc2.post2"}
+    days = [run_of({**older, "notes": f"agg bs=16; measured {day}"}).drafts for day in ("2025-12-15", "2026-01-14")]
+    assert days == [0, 3]
+    fp8 = run_of({**deepseek, "engine_version": None, "notes": "agg bs=16; measured 2025-11-02"})
+    assert dict(fp8.stack) == {"experts": "deepgemm"}
+    groups = {"tp": "1", "dp": "8", "ep": "8", "engine_version": "1.2.0rc6.post2", "weight_dtype": "fp4"}
+    spread = run_of({**deepseek, **groups})
+    assert dict(spread.stack) == {"experts": "cutlass"}
+    assert spread.chunk_tokens == 8 * 8192  # each group has a budget of its own
+
+
+def test_requests_that_a_source_queues_follow_from_lengths() -> None:
+    row = {**ROW, "source": "TensorRT-LLM docs perf-overview", "engine": "tensorrt-llm", "osl": 1024.0, "ep": None}
+    full = run_of({**row, "concurrency_or_rate": "max load (all requests queued)"})
+    assert (full.load, full.requests) == (("full", 0.0), 3000)
 
 
 def test_few_rows_an_expert_are_multiplied_in_narrow_tiles() -> None:

@@ -84,3 +84,14 @@ def test_draws():
     assert 0.48 < sum(many) / len(many) < 0.52 and uniform("a", 7) == many[7]
     bells = [normal("b", i) for i in range(4000)]
     assert abs(sum(bells) / 4000) < 0.05 and 0.95 < sum(x * x for x in bells) / 4000 < 1.05
+
+
+def test_prompts_that_are_not_cut_wait_for_an_iteration_of_their_own() -> None:
+    """Two prompts of 40 under a budget of 64: cut, the second begins beside the first; whole, after it."""
+    first = {}
+    for name in ("vllm-v1", "tensorrt-llm"):
+        sequences = [Sequence(i, 0, 40, 1) for i in range(2)]
+        scheduler = SCHEDULERS.create(name, max_batched_tokens=64, max_seqs=4)
+        first[name] = jump(sequences, scheduler, TIME, 200, 4).first_ps
+    assert list(first["vllm-v1"]) == [10 + 64, 10 + 64 + 10 + 16]
+    assert list(first["tensorrt-llm"]) == [10 + 40, 10 + 40 + 10 + 40]

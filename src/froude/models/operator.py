@@ -121,6 +121,9 @@ class Matmul(Operator):
         )
 
 
+_RANKS = tuple((i + 0.5) / 12 for i in range(12))  # of experts by popularity, from 0 to 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupedMatmul(Matmul):
     """One matmul per expert, over the tokens routed to it: ``batch`` experts are visited, ``m`` rows each on average.
@@ -133,12 +136,14 @@ class GroupedMatmul(Matmul):
         experts: experts there are.
         top_k: experts each token visits.
         hosts: ranks over which the experts are split.
+        popularity: how many times as often the most popular expert is chosen as the least popular one.
     """
 
     tokens: Array
     experts: Array
     top_k: Array
     hosts: Array = 1
+    popularity: float = 1.0
 
     @classmethod
     def routed(
@@ -151,11 +156,12 @@ class GroupedMatmul(Matmul):
         k: Array,
         n: Array,
         hosts: Array = 1,
+        popularity: float = 1.0,
         dtype: str = "bf16",
         axes: Axes | None = None,
     ) -> GroupedMatmul:
-        """Uniform routing: an expert is visited with probability ``1 - (1 - top_k / experts) ** tokens``."""
-        visited = experts / hosts * (1.0 - (1.0 - top_k / experts) ** (tokens * hosts))
+        """An expert that a token chooses with probability ``p`` is visited with ``1 - (1 - p) ** tokens``."""
+        visited = experts / hosts * _visited(top_k / experts, tokens * hosts, popularity)
         return cls(
             name=name,
             dtype=dtype,
@@ -168,6 +174,7 @@ class GroupedMatmul(Matmul):
             experts=experts,
             top_k=top_k,
             hosts=hosts,
+            popularity=popularity,
         )
 
     def shard(self, ways: Mapping[str, Array]) -> Self:
@@ -181,8 +188,29 @@ class GroupedMatmul(Matmul):
             k=split.k,
             n=split.n,
             hosts=self.hosts * ways.get("expert", 1),
+            popularity=self.popularity,
         )
         return replace(split, m=again.m, batch=again.batch, hosts=again.hosts)
+
+    def chosen(self, popularity: float) -> GroupedMatmul:
+        """The same where the most popular expert is chosen so many times as often as the least popular one."""
+        share = _visited(self.top_k / self.experts, self.tokens * self.hosts, popularity)
+        visited = self.experts / self.hosts * share
+        return replace(self, m=self.tokens * self.top_k / visited, batch=visited, popularity=popularity)
+
+
+def _visited(chance: Array, tokens: Array, popularity: float) -> Array:
+    """Share of experts that any of ``tokens`` visits, where a token visits one with ``chance`` on average.
+
+    Chances follow a power law of exponent one: ranked by popularity, experts are chosen geometrically less often.
+    """
+    if popularity == 1.0:
+        return 1.0 - (1.0 - chance) ** tokens
+    total: Array = 0.0
+    for rank in _RANKS:
+        relative = float(np.log(popularity) / (1.0 - 1.0 / popularity) * popularity**-rank)
+        total = total + (1.0 - (1.0 - np.minimum(chance * relative, 1.0)) ** tokens)
+    return total / len(_RANKS)
 
 
 @dataclass(frozen=True, kw_only=True)

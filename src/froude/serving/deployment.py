@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -156,11 +156,14 @@ def build_deployment(
     techniques: Iterable[str | ServingTechnique] = (),
     power_cap: float | None = None,
     kernels: str = "fitted",
+    stack: Mapping[str, str] | None = None,
+    prompt_graph_tokens: int | None = None,
 ) -> Deployment:
     """A deployment from names.
 
     ``prefix_cache`` may name the kind of cache, which else is the engine's own. ``eviction`` and ``kv_tiers`` are of a
-    prefix cache, and switch it on.
+    prefix cache, and switch it on. ``stack`` replaces kernels of the engine; with ``prompt_graph_tokens`` iterations of
+    up to so many tokens replay CUDA graphs although they have prompts.
 
     Raises:
         FroudeError: one sentence naming what cannot be.

@@ -55,7 +55,6 @@ class EngineSpec(Spec):
             takes the checkpoint's word for it (``auto_narrow_cache``), else 16.
         prefixes: the kind of its prefix cache, ``block`` (hashes) or ``radix`` (a tree).
         reserve_bytes: memory that is neither weights, activations nor cache.
-        stream_tokens: tokens that are sent to the client together; the first of them wait for the last.
         wait_iterations: iterations of decoding that a request waits for on average before the engine takes it up,
             because it looks for new ones now and then, or would rather compute several prompts together.
         first_token: which worker sends it to the client where prompts and generation are apart: that which computed it,
@@ -82,7 +81,6 @@ class EngineSpec(Spec):
     precision: str = "bf16"
     prefixes: Literal["block", "radix"] = "block"
     kv_dtype: str = "auto"
-    stream_tokens: int = Field(default=1, ge=1)
     wait_iterations: float = Field(default=0.0, ge=0)
     first_token: Literal["prefill", "decode"] = "decode"
 

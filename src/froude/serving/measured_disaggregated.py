@@ -19,7 +19,8 @@ from froude.core.measurements import Skipped, Unusable, read_rows
 from froude.machines.cluster import Cluster
 from froude.serving.api import run_deployment
 from froude.serving.deployment import build_deployment
-from froude.serving.measured import COLUMNS, Predicted, Progress, Run, run_of, scored_row, trace_of
+from froude.serving.measured import Predicted, Progress, scored_row, trace_of
+from froude.serving.measured_row import COLUMNS, Run, run_of
 from froude.serving.scores import Scored, ServeCheck
 
 _WORKERS = re.compile(r"disagg prefill (\d+)w bs=(\d+) decode (\d+)w bs=(\d+)")
@@ -129,8 +130,7 @@ def predict_apart(apart: Apart) -> Predicted:
         chunk_tokens=max(decode.chunk_tokens, decode.max_seqs),
         max_seqs=decode.max_seqs,
     )
-    client = {"stream_tokens": decode.stream_tokens, "wait_iterations": 0.0}
-    built = replace(built, engine=built.engine.model_copy(update=client))
+    built = replace(built, engine=built.engine.model_copy(update={"wait_iterations": 0.0}))
     load, concurrency = trace_of(decode, built)
     found = run_deployment(built, load, concurrency=concurrency)
     latencies = found.latencies

@@ -9,8 +9,8 @@ arrays, a page of token counts at a time, and rounded to picoseconds once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from froude.core.errors import InvalidValueError
 from froude.machines.cluster import Cluster, Group
 from froude.machines.device import Device
 from froude.models.architecture import Architecture
-from froude.models.operator import Attention, Elementwise, GroupedMatmul, Matmul, Operator
+from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, GroupedMatmul, Matmul, Operator
 from froude.models.transformer import (
     embedding_operators,
     head_operators,
@@ -33,12 +33,14 @@ from froude.serving.precision import find_precision
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, Cost, CostModel
 from froude.timing.decoding import DecodeKernel
+from froude.timing.kernels import product_format
 from froude.timing.roofline import Roofline
 from froude.timing.tables import decode_line
 
 PS = 1e12
 _PAGE = 2048  # token counts priced at a time
 _LONG = 8192  # context at which the line of attention's price is drawn
+_FORMATS = ("bf16", "fp8", "fp8-block", "fp4", "unpacked")  # of experts' products
 _SHORT_WINDOW = 1024  # windows up to here are taken to be full: decoding sequences are longer
 
 
@@ -71,6 +73,7 @@ class ModelIterationTime(ReplicaTime):
             # Every device meets the tokens of all groups, and all wait for the busiest.
             "expert_tokens": expert_parallel / data_parallel / _imbalance(expert_parallel),
         }
+        self._popularity = default_constants()["experts.popularity"]
         self._starts = Starts.of(cluster, engine, blocks=self.precision.blocks)
         self._device_ps = round(self._attention_gap_s() * PS)
         self._step_ps = round(engine.step_s.value * PS)
@@ -130,6 +133,16 @@ class ModelIterationTime(ReplicaTime):
         ways = (self.tensor_parallel, self.data_parallel, self.expert_parallel)
         return ModelIterationTime(self.arch, self.cluster, self.engine, replace(self.cost, clock=clock), *ways)
 
+    def one_layer(self) -> ModelIterationTime:
+        """The last layer alone, with the head, started by the same CUDA graph: a module of multi-token prediction."""
+        experts = self.arch.experts
+        last = None if experts is None else experts.model_copy(update={"dense_layers": 0})
+        arch = self.arch.model_copy(update={"layers": 1, "experts": last, "mtp_layers": 0})
+        still = self.engine.step_s.model_copy(update={"value": 0.0})
+        engine = self.engine.model_copy(update={"step_s": still, "sequence_s": still})
+        ways = (self.tensor_parallel, self.data_parallel, self.expert_parallel)
+        return ModelIterationTime(arch, self.cluster, engine, self.cost, *ways)
+
     def products(self, tokens: Array) -> Cost:
         """Everything of one layer besides attention, with what it demands of the device meanwhile."""
         operators, exchanged = self._pieces(tokens, dense=False)
@@ -162,6 +175,10 @@ class ModelIterationTime(ReplicaTime):
         for layers, dense in self._kinds():
             operators, exchanged = self._pieces(1.0, dense)
             total += layers * float(self.cost.host_s([*(op.shard(self.ways) for op in operators), *exchanged]))
+        constants = default_constants()
+        if self.arch.latent is not None:
+            kernel_s = constants[f"host.{self.engine.stack.host}.kernel_s"]
+            total += self.arch.layers * constants["host.latent_kernels"] * kernel_s
         return total
 
     def _pieces(self, tokens: Array, dense: bool) -> tuple[list[Operator], list[Collective]]:
@@ -240,6 +257,7 @@ class ModelIterationTime(ReplicaTime):
         """A layer as the engine's kernels run it: weights and cache in their formats, residuals added in the norms."""
         operators = ragged_layer_operators(self.arch, tokens=tokens, pairs=pairs, context=context, dense=dense)
         kept = [_engine_kernel(op, self.kv_dtype) for op in operators if not op.name.endswith("residual")]
+        kept = [op.chosen(self._popularity) if isinstance(op, GroupedMatmul) else op for op in kept]
         return self.precision.rewrite(kept, self.arch, self.cluster.device)
 
     @property
@@ -250,8 +268,9 @@ class ModelIterationTime(ReplicaTime):
     def _exchanges(self, tokens: Array, dense: bool) -> list[Collective]:
         """What the devices send each other in a layer.
 
-        Tensor parallelism sums after attention and after the MLP. Groups that attend apart send their tokens to the
-        experts and back: those that each device needs where experts are spread, all of them where experts are cut.
+        Tensor parallelism sums after attention and after the MLP. Groups that attend apart gather all tokens before
+        the experts, already cast where the engine does so, and sum up their own after them: what TensorRT-LLM, vLLM and
+        SGLang do within a node unless told otherwise.
         """
         hidden, experts = self.arch.hidden, self.arch.experts
         size = tokens * hidden * 2.0
@@ -262,13 +281,11 @@ class ModelIterationTime(ReplicaTime):
             return [reduced]
         attention = replace(reduced, count=1)
         everyone = Group(self.devices)
-        if self.expert_parallel > 1:
-            copies = min(experts.top_k, self.expert_parallel)
-            sent = Collective(kind="all-to-all", bytes=size * copies, group=everyone, name="experts", count=2)
-            return [attention, sent]
         total = size * self.data_parallel
-        gathered = Collective(kind="all-gather", bytes=total, group=everyone, name="experts")
-        return [attention, gathered, replace(gathered, kind="reduce-scatter")]
+        dtype = self.precision.arithmetic(self.cluster.device) if self.engine.stack.casts == "fused" else "bf16"
+        narrow = BYTES_PER_ELEMENT[dtype] / BYTES_PER_ELEMENT["bf16"]
+        gathered = Collective(kind="all-gather", bytes=total * narrow, group=everyone, name="experts")
+        return [attention, gathered, replace(gathered, kind="reduce-scatter", bytes=total)]
 
     def _operators_attention(self, tokens: Array, pairs: Array, context: Array) -> list[Operator]:
         return [op for op in self._layer(tokens, pairs, context) if isinstance(op, Attention)]
@@ -292,13 +309,14 @@ class Starts:
     """What the short kernels of decoding take beside their arithmetic and traffic; nothing on measured machines.
 
     Attributes:
-        attention_s, product_s, experts_s: of one kernel of each kind.
+        attention_s, product_s: of one kernel of each kind.
+        experts_s: of choosing experts, sorting tokens by them and their products, by what weights are stored in.
         block_s: of a product with block-scaled weights, besides.
     """
 
     attention_s: float = 0.0
     product_s: float = 0.0
-    experts_s: float = 0.0
+    experts_s: Mapping[str, float] = field(default_factory=dict)
     block_s: float = 0.0
 
     @classmethod
@@ -312,7 +330,7 @@ class Starts:
         return cls(
             line[0] if line else constants.of_generation("decode.attention_start_s", device.name),
             product_start_s(device),
-            constants["decode.experts_start_s"],
+            {kind: experts_start_s(engine.stack.experts, kind, device) for kind in _FORMATS},
             0.0 if scaled is None else scaled.value,
         )
 
@@ -320,7 +338,16 @@ class Starts:
         """Of a layer's products; those of experts start together."""
         plain = [op for op in operators if isinstance(op, Matmul) and not isinstance(op, GroupedMatmul)]
         products = len(plain) * self.product_s + sum(op.weight_bytes is not None for op in plain) * self.block_s
-        return products + (self.experts_s if any(isinstance(op, GroupedMatmul) for op in operators) else 0.0)
+        grouped = next((op for op in operators if isinstance(op, GroupedMatmul)), None)
+        return products + (0.0 if grouped is None else self.experts_s.get(product_format(grouped), 0.0))
+
+
+def experts_start_s(kernels: str, stored: str, device: Device) -> float:
+    """What the kernels for experts take before they stream any weights."""
+    constants = default_constants()
+    name = f"decode.experts_start.{kernels}.{stored}"
+    known = {f"{name}.other", f"{name}.{constants.generation(device.name)}"} & constants.table.keys()
+    return constants.of_generation(name, device.name) if known else constants["decode.experts_start_s"]
 
 
 def product_start_s(device: Device) -> float:

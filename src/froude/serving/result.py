@@ -40,11 +40,7 @@ class ServeResult:
         engine = self.deployment.engine
         iteration_s = np.nan_to_num(inside.tpot_s)
         late_s = engine.request_s.value + iteration_s * (engine.wait_iterations + engine.overlap)
-        later = self.trace.output_tokens[inside.request] - 1
-        held_s = iteration_s * np.minimum(engine.stream_tokens - 1, later)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            tpot_s = np.where(later > 0, inside.tpot_s - held_s / later, np.nan)
-        return replace(inside, ttft_s=inside.ttft_s + late_s + held_s, tpot_s=tpot_s, e2e_s=inside.e2e_s + late_s)
+        return replace(inside, ttft_s=inside.ttft_s + late_s, e2e_s=inside.e2e_s + late_s)
 
     @property
     def duration_s(self) -> float:

@@ -83,7 +83,9 @@ class Stack(Spec):
     gradients: Literal["fp32", "compute", "deepspeed"] = "fp32"
     all_reduce: Literal["library", "direct"] = "library"
     casts: Literal["transposed", "separate", "fused"] = "transposed"
-    experts: Literal["library", "streams", "fused", "tensorrt-llm", "vllm", "sglang"] = "library"
+    experts: Literal[
+        "library", "streams", "fused", "tensorrt-llm", "deepgemm", "cutlass", "triton", "vllm", "vllm-triton", "sglang"
+    ] = "library"
     products: Literal["library", "tensorrt-llm", "vllm", "sglang"] = "library"
     dispatch: Literal["all-to-all", "deduplicated"] = "all-to-all"
     permutation: Literal["fused", "eager"] = "fused"

@@ -21,6 +21,7 @@ class VllmV1(Scheduler):
     name = "vllm-v1"
     source = Source("vLLM project", 2025, "vLLM V1 scheduler", "https://github.com/vllm-project/vllm")
     first_come = True  # no later arrival can overtake a blocked head
+    whole_prompts = False  # a prompt that the budget would cut waits for an iteration of its own
 
     def schedule(self, view: View) -> Decision:
         """Fill the budget in order: decoding, partial prompt, waiting prompts."""
@@ -52,6 +53,8 @@ class VllmV1(Scheduler):
             sequence = waiting.peek()
             tokens = sequence.prompt_tokens + sequence.generated_tokens - sequence.computed_tokens
             if tokens > budget:
+                if self.whole_prompts and prefill:
+                    break
                 tokens = budget
             blocks = view.blocks_needed(sequence, tokens)
             if blocks > free:

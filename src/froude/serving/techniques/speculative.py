@@ -22,12 +22,16 @@ from froude.serving.model_time import ModelIterationTime
 from froude.serving.precision import find_precision
 from froude.serving.technique import ServingContext, ServingTechnique
 
+OWN = "own"  # as a drafting model: the large one's own modules of multi-token prediction
 _SCALE = 1 << 20  # of the share of a step, as a whole number
 
 
 @dataclass(frozen=True)
 class Speculative(ServingTechnique):
-    """Knobs: the drafting model, tokens it drafts in a step, and the chance that one is accepted."""
+    """Knobs: the drafting model, tokens it drafts in a step, and the chance that one is accepted.
+
+    ``draft="own"`` is multi-token prediction: one more layer of the model itself drafts, inside the same CUDA graph.
+    """
 
     name = "speculative"
     source = Source(
@@ -74,11 +78,19 @@ class Speculative(ServingTechnique):
 
     def rewrite_pool(self, pool: Pool, context: ServingContext) -> Pool:
         """Less the draft's weights; each token also has its keys and values in the draft's layers."""
+        if self.draft == OWN:
+            more = 1.0 / context.arch.layers
+            token_bytes = pool.bytes_per_token * (1.0 + more)
+            room = pool.tokens * pool.bytes_per_token - pool.weights_bytes * more
+            return self._narrower(pool, room, token_bytes, pool.weights_bytes * more)
         draft, ways = resolve(self.draft), context.tensor_parallel
         weights = sum(find_precision("bf16").weights_bytes(draft)) / ways
         cached = draft.kv_bytes_per_token(BYTES_PER_ELEMENT["bf16"], tensor_parallel=min(ways, draft.kv_heads))
         room = pool.tokens * pool.bytes_per_token - weights
-        token_bytes = pool.bytes_per_token + cached
+        return self._narrower(pool, room, pool.bytes_per_token + cached, weights)
+
+    def _narrower(self, pool: Pool, room: float, token_bytes: float, weights: float) -> Pool:
+        """The pool with that much memory and bytes a token, beside that many more bytes of weights."""
         blocks = int(room // (token_bytes * pool.block_tokens))
         if blocks < 1:
             raise InvalidValueError("speculative", self.draft, "leaves no memory for the cache")
@@ -90,6 +102,10 @@ class Speculative(ServingTechnique):
             raise InvalidValueError(
                 "technique", self.name, "cannot be combined with pipelines or other techniques of time"
             )
+        if self.draft == OWN:
+            if not isinstance(time, ModelIterationTime):
+                raise InvalidValueError("speculative", self.draft, "cannot be combined with other techniques of time")
+            return SpeculativeIterationTime(time, time.one_layer(), self.k, self.tokens_per_step)
         engine = context.engine.model_copy(update={"precision": "bf16", "kv_dtype": "bf16"})
         draft = ModelIterationTime(resolve(self.draft), context.cluster, engine, context.cost, context.tensor_parallel)
         return SpeculativeIterationTime(time, draft, self.k, self.tokens_per_step)

@@ -15,7 +15,7 @@ from froude.cli import main
 from froude.core.errors import FroudeError
 from froude.machines.cluster import parse_cluster
 from froude.models.catalogue import resolve
-from froude.models.operator import Attention, Matmul
+from froude.models.operator import Attention
 from froude.models.transformer import embedding_operators, head_operators, ragged_layer_operators
 from froude.serving.api import simulate_serve
 from froude.serving.deployment import build_deployment, configured
@@ -59,8 +59,6 @@ def test_an_iteration_costs_what_its_operators_cost():
         seconds = float(cost.operator(op).seconds)
         if isinstance(op, Attention):
             seconds = kernel.start_s + float(kernel.seconds(op, n))
-        elif isinstance(op, Matmul):
-            seconds += constants["decode.product_start_s.other"]
         whole += arch.layers * seconds
     whole += engine.step_s.value + n * engine.sequence_s.value
     time = build_deployment("llama-3.1-8b", "h100-sxm:1").time

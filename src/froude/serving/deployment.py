@@ -21,7 +21,7 @@ from froude.serving.kv_cache import Pool, size_pool
 from froude.serving.kv_tiers import parse_kv_tiers
 from froude.serving.metrics import PS
 from froude.serving.migration import LiveMigration
-from froude.serving.model_time import ModelIterationTime, check_parallel, check_pipeline, product_start_s
+from froude.serving.model_time import ModelIterationTime, check_parallel, check_pipeline
 from froude.serving.outcome import KvTiers, Swap, Worker
 from froude.serving.pipeline_time import PipelineIterationTime
 from froude.serving.policy import SCHEDULERS, Scheduler
@@ -29,6 +29,7 @@ from froude.serving.power_cap import capped
 from froude.serving.precision import find_precision
 from froude.serving.prefix_cache import check_prefixes
 from froude.serving.router import ROUTERS
+from froude.serving.starts import product_start_s
 from froude.serving.technique import ServingContext, ServingTechnique
 from froude.serving.technique import techniques as TECHNIQUES
 from froude.serving.techniques.speculative import Speculative
@@ -199,13 +200,19 @@ def build_deployment(
             if given is not None:
                 raise InvalidValueError(field, given, "needs prefill workers; give disaggregate, such as 2:6")
 
+    own_engine = find_engine(engine)
+    if stack:
+        own_engine = own_engine.model_copy(update={"stack": own_engine.stack.but(**stack)})
+    if prompt_graph_tokens is not None:
+        own_engine = own_engine.model_copy(update={"graph_prompts": True, "graph_tokens": prompt_graph_tokens})
+
     def replica(cluster: str | Cluster, layout: tuple[int, int, int, int]) -> Deployment:
         machines = parse_cluster(cluster) if isinstance(cluster, str) else cluster
         machines = with_kernels(machines, kernels, product_start_s(machines.device))
         built = _replica(
             arch,
             machines,
-            configured(find_engine(engine), machines.device, precision, kv_dtype),
+            configured(own_engine, machines.device, precision, kv_dtype),
             scheduler,
             layout,
             chunk_tokens=chunk_tokens,

@@ -47,6 +47,7 @@ class EngineSpec(Spec):
             it for weights and cache only ("static"), or what weights and the rest leave, for the cache ("free").
         step_s, sequence_s: host time per iteration and per running sequence.
         request_s: time of a request outside the engine's loop, before its first token reaches the client.
+        shared_experts_beside: experts that every token visits take no time of their own while few tokens are computed.
         block_product_s: extra time of a product with block-scaled weights, by instruction generation of the device.
         overlap: the host prepares the next iteration while the device runs this one, so that the longer of the two
             counts; otherwise the device waits. A request then joins one iteration later.
@@ -76,6 +77,7 @@ class EngineSpec(Spec):
     request_s: Figure
     reserve_bytes: Figure
     block_product_s: dict[str, Figure] = {}
+    shared_experts_beside: bool = False
     overlap: bool = False
     auto_narrow_cache: bool = False
     precision: str = "bf16"

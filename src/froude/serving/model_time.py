@@ -9,17 +9,16 @@ arrays, a page of token counts at a time, and rounded to picoseconds once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from froude.core.arrays import Array, Floats
 from froude.core.errors import InvalidValueError
 from froude.machines.cluster import Cluster, Group
-from froude.machines.device import Device
 from froude.models.architecture import Architecture
-from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, GroupedMatmul, Matmul, Operator
+from froude.models.operator import BYTES_PER_ELEMENT, Attention, Elementwise, GroupedMatmul, Operator
 from froude.models.transformer import (
     embedding_operators,
     head_operators,
@@ -30,17 +29,16 @@ from froude.models.transformer import (
 from froude.serving.engine_spec import EngineSpec
 from froude.serving.iteration import Prompts, ReplicaTime
 from froude.serving.precision import find_precision
+from froude.serving.starts import Starts
 from froude.timing.constants import default_constants
 from froude.timing.cost import Collective, Cost, CostModel
 from froude.timing.decoding import DecodeKernel
-from froude.timing.kernels import product_format
 from froude.timing.roofline import Roofline
 from froude.timing.tables import decode_line
 
 PS = 1e12
 _PAGE = 2048  # token counts priced at a time
 _LONG = 8192  # context at which the line of attention's price is drawn
-_FORMATS = ("bf16", "fp8", "fp8-block", "fp4", "unpacked")  # of experts' products
 _SHORT_WINDOW = 1024  # windows up to here are taken to be full: decoding sequences are longer
 
 
@@ -163,6 +161,10 @@ class ModelIterationTime(ReplicaTime):
         for layers, dense in self._kinds():
             operators, exchanged = self._pieces(padded, dense)
             layer_s = self._price(operators) + self.cost.sequence(exchanged).seconds + self._starts.of_layer(operators)
+            shared = [op for op in operators if op.name.startswith("shared-")]
+            if shared and self.engine.shared_experts_beside:
+                beside_s = self._price(shared) + self._starts.of_layer(shared)
+                layer_s = layer_s - np.where(padded <= self.engine.graph_tokens, beside_s, 0.0)
             total = total + layers * layer_s
         norm = head_operators(self.arch, tokens=padded, positions=1)[:1]
         total = total + self._price(norm)
@@ -302,57 +304,6 @@ class ModelIterationTime(ReplicaTime):
 
     def _price(self, operators: Sequence[Operator]) -> Array:
         return self.cost.sequence([op.shard(self.ways) for op in operators]).seconds
-
-
-@dataclass(frozen=True)
-class Starts:
-    """What the short kernels of decoding take beside their arithmetic and traffic; nothing on measured machines.
-
-    Attributes:
-        attention_s, product_s: of one kernel of each kind.
-        experts_s: of choosing experts, sorting tokens by them and their products, by what weights are stored in.
-        block_s: of a product with block-scaled weights, besides.
-    """
-
-    attention_s: float = 0.0
-    product_s: float = 0.0
-    experts_s: Mapping[str, float] = field(default_factory=dict)
-    block_s: float = 0.0
-
-    @classmethod
-    def of(cls, cluster: Cluster, engine: EngineSpec, *, blocks: bool) -> Starts:
-        """Those of the device's generation, and of the engine's kernels."""
-        device, constants = cluster.device, default_constants()
-        if device.measured:
-            return cls()
-        scaled = engine.block_product_s.get(constants.generation(device.name)) if blocks else None
-        line = decode_line(device.tables)
-        return cls(
-            line[0] if line else constants.of_generation("decode.attention_start_s", device.name),
-            product_start_s(device),
-            {kind: experts_start_s(engine.stack.experts, kind, device) for kind in _FORMATS},
-            0.0 if scaled is None else scaled.value,
-        )
-
-    def of_layer(self, operators: Sequence[Operator]) -> float:
-        """Of a layer's products; those of experts start together."""
-        plain = [op for op in operators if isinstance(op, Matmul) and not isinstance(op, GroupedMatmul)]
-        products = len(plain) * self.product_s + sum(op.weight_bytes is not None for op in plain) * self.block_s
-        grouped = next((op for op in operators if isinstance(op, GroupedMatmul)), None)
-        return products + (0.0 if grouped is None else self.experts_s.get(product_format(grouped), 0.0))
-
-
-def experts_start_s(kernels: str, stored: str, device: Device) -> float:
-    """What the kernels for experts take before they stream any weights."""
-    constants = default_constants()
-    name = f"decode.experts_start.{kernels}.{stored}"
-    known = {f"{name}.other", f"{name}.{constants.generation(device.name)}"} & constants.table.keys()
-    return constants.of_generation(name, device.name) if known else constants["decode.experts_start_s"]
-
-
-def product_start_s(device: Device) -> float:
-    """What a product of few rows takes beside its arithmetic and traffic."""
-    return 0.0 if device.measured else default_constants().of_generation("decode.product_start_s", device.name)
 
 
 def _imbalance(expert_parallel: int) -> float:

@@ -382,9 +382,6 @@ class Jumper(Holding):
                 self._make_room(decision)
                 left = 1
             rows = self.decoding if decode else 0
-            for sequence, _ in prefill:
-                if sequence.id not in active:
-                    self._admit(sequence)
             if not rows and not prefill:
                 if short or decision.preempt:
                     continue
@@ -409,6 +406,8 @@ class Jumper(Holding):
                 if prefill:
                     prompts = []
                     for sequence, tokens in prefill:
+                        if sequence.id not in active:
+                            self._admit(sequence)
                         computed = sequence.computed_tokens
                         prompts.append((tokens, computed))
                         remaining = sequence.prompt_tokens + sequence.generated_tokens - computed

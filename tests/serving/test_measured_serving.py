@@ -72,14 +72,20 @@ def test_a_row_becomes_a_run() -> None:
     assert run.precision == "fp8-block"
 
 
+def test_engines_of_sources_nobody_described_run_as_installed() -> None:
+    run = run_of(ROW | {"source": "somewhere", "engine": "sglang", "pp": "2"})
+    assert (run.engine, run.max_seqs, run.spread, run.kv_dtype) == ("sglang", 1024, 1.0, "auto")
+    assert (run.pipeline_parallel, run.devices) == (2, 8)
+    assert predict(run).tpot_ms > 0
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"notes": "agg; upstream flag wip=True"}, "work in progress"),
         ({"tp": "P4/D8"}, "disaggregated"),
-        ({"pp": "2"}, "pipeline"),
         ({"metric": "goodput"}, "not compared"),
-        ({"source": "somewhere"}, "not known"),
+        ({"source": "somewhere", "engine": "ours"}, "not known"),
         ({"weight_dtype": "fp5"}, "fp5"),
         ({"concurrency_or_rate": "a trace"}, "load"),
     ],

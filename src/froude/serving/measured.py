@@ -99,7 +99,7 @@ def predict(run: Run) -> Predicted:
         run.engine,
         run.precision,
         run.kv_dtype,
-        (run.tensor_parallel, run.data_parallel, run.expert_parallel),
+        (run.tensor_parallel, run.data_parallel, run.expert_parallel, run.pipeline_parallel),
         run.chunk_tokens,
         run.max_seqs,
         run.peer_to_peer,
@@ -136,7 +136,7 @@ def _deployment(
     engine: str,
     precision: str,
     kv_dtype: str,
-    layout: tuple[int, int, int],
+    layout: tuple[int, int, int, int],
     chunk_tokens: int,
     max_seqs: int,
     peer_to_peer: bool,
@@ -147,7 +147,8 @@ def _deployment(
     prompt_graphs: bool,
 ) -> Deployment:
     """Deployments keep their tables of times, so runs that differ in load only share one."""
-    cluster = Cluster.parse({"device": device, "count": layout[0] * layout[1], "peer_to_peer": peer_to_peer})
+    devices = layout[0] * layout[1] * layout[3]
+    cluster = Cluster.parse({"device": device, "count": devices, "peer_to_peer": peer_to_peer})
     return build_deployment(
         model,
         cluster,
@@ -157,6 +158,7 @@ def _deployment(
         tensor_parallel=layout[0],
         data_parallel=layout[1],
         expert_parallel=layout[2],
+        pipeline_parallel=layout[3],
         chunk_tokens=max(chunk_tokens, max_seqs),
         max_seqs=max_seqs,
         gpu_memory_utilization=memory or None,

@@ -44,7 +44,7 @@ class Run:
     Attributes:
         model, device, engine: names.
         precision, kv_dtype: of weights and cache.
-        tensor_parallel, data_parallel, expert_parallel: the replica.
+        tensor_parallel, data_parallel, expert_parallel, pipeline_parallel: the replica.
         chunk_tokens, max_seqs: limits of the engine.
         input_tokens, output_tokens: lengths, or their upper ends.
         spread: lengths are drawn between this share of them and them; 1 is constant.
@@ -85,11 +85,12 @@ class Run:
     drafts: int = 0
     stack: tuple[tuple[str, str], ...] = ()
     prompt_graphs: bool = False
+    pipeline_parallel: int = 1
 
     @property
     def devices(self) -> int:
         """Devices of the replica."""
-        return self.tensor_parallel * self.data_parallel
+        return self.tensor_parallel * self.data_parallel * self.pipeline_parallel
 
     @property
     def wait_iterations(self) -> float:
@@ -126,6 +127,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
     arch = resolve(str(cells["model"]))
     device = find_device(str(cells["device"])).name
     default = _default(cells, device)
+    pipeline = int(cells["pp"] or 1)
     tensor, data, expert = _layout(cells, notes, arch, default)
     limits = dict(re.findall(r"max_num_(seqs|batched_tokens)=(\d+)", notes))
     load = _load(str(cells["concurrency_or_rate"] or ""), notes, data, int(default.get("more_clients", 0)))
@@ -157,6 +159,7 @@ def run_of(cells: Mapping[str, Any]) -> Run:
         drafts=drafts,
         stack=tuple(sorted(default.get("data_parallel_stack" if data > 1 else "stack", {}).items())),
         prompt_graphs=bool(default.get("prompt_graphs", False)) and data == 1,
+        pipeline_parallel=pipeline,
     )
 
 
@@ -214,14 +217,12 @@ def _layout(
     Where data parallelism is left blank, it follows from the devices of the experts, or from the share of the clients
     that one group takes.
     """
-    tensor, pipeline = int(cells["tp"] or 1), int(cells["pp"] or 1)
-    if pipeline > 1:
-        raise Unusable("pipeline parallelism in serving is not modelled")
-    data = int(cells["dp"] or 1)
+    tensor, data = int(cells["tp"] or 1), int(cells["dp"] or 1)
     if arch.experts is None:
         return tensor, data, 1
     blank = cells["ep"] in (None, "1")  # sources write 1 for what the recipe decided
-    if default.get("attention_dp") and blank and data == 1 and tensor > 1:
+    staged = int(cells["pp"] or 1) > 1
+    if default.get("attention_dp") and blank and data == 1 and tensor > 1 and not staged:
         return 1, tensor, tensor
     expert = tensor if default.get("experts_spread") and blank else int(cells["ep"] or 1)
     sliced = re.search(r"moe_tp=(\d+)", notes)

@@ -134,6 +134,18 @@ def test_statistical_multiplexing():
     assert e2e(6.0, 4, "static") > 1.3 * e2e(6.0, 4, "multiplexed", tp=2)
 
 
+def test_caches_are_divided_by_shares():
+    def tokens(*shares):
+        names = ("llama-3.1-8b", "meta-llama/Meta-Llama-3-8B")
+        fleet = ModelFleet(models=tuple(SharedModel(model=n, share=s) for n, s in zip(names, shares, strict=True)))
+        found = simulate_models(fleet, "h100-sxm:1", "constant:in=9,out=2", rate=9, requests=9, sharing="multiplexed")
+        return [own["kv_cache_tokens"] for own in found.json()["models"].values()]
+
+    even, uneven = tokens(1, 1), tokens(3, 1)
+    assert even[0] == even[1]
+    assert uneven[0] == pytest.approx(3 * uneven[1], rel=1e-3) and sum(uneven) == pytest.approx(sum(even), rel=1e-3)
+
+
 def test_machines_follow_the_load():
     """Nine of ten requests are for one model: it gets more machines than its fixed half."""
     models = ModelFleet(models=(SharedModel(model="llama-3.1-8b", share=9), SharedModel(model="qwen2.5-7b", share=1)))

@@ -112,7 +112,7 @@ class SharedResult:
         """What the figures rest on."""
         how = {
             "static": "each model has machines of its own",
-            "multiplexed": "every machine holds all models, which divide the memory that weights leave evenly; those "
+            "multiplexed": "every machine holds all models, which divide the memory that weights leave by their shares; those "
             "with something to do take equal turns on its devices",
             "switching": "machines load the weights of the model that wants them, over the link to host memory unless "
             "a bandwidth is given; they take no requests meanwhile",
@@ -178,7 +178,7 @@ def simulate_models(
     first = next(iter(built.values()))
     machines = all_machines.count // first.each_devices
     if kind == "multiplexed":
-        built = _divided(built)
+        built = _divided(built, [m.share for m in fleet.models])
     load, of_model = make_loads(fleet, trace, rate, arrivals, concurrency, time_scale, requests, seed)
     conductor = _conductor(kind, knobs, sharing, fleet, list(built.values()), machines, router)
     workers = [replace(d.worker, model=m) for _ in range(machines) for m, d in enumerate(built.values())]
@@ -211,14 +211,14 @@ def simulate_models(
     return SharedResult(results, outcome, kind, machines, wall_s, conductor.summary())
 
 
-def _divided(built: dict[str, Deployment]) -> dict[str, Deployment]:
-    """Pools of models that are all in the same memory: what their weights leave, evenly divided."""
+def _divided(built: dict[str, Deployment], shares: list[float]) -> dict[str, Deployment]:
+    """Pools of models that are all in the same memory: what their weights leave, divided by their shares."""
     weights = {name: d.pool.weights_bytes for name, d in built.items()}
     found = {}
-    for name, d in built.items():
+    for (name, d), share in zip(built.items(), shares, strict=True):
         others = sum(weights.values()) - weights[name]
         block_bytes = d.pool.bytes_per_token * d.pool.block_tokens
-        blocks = int((d.pool.blocks * block_bytes - others) / len(built) // block_bytes)
+        blocks = int((d.pool.blocks * block_bytes - others) * share / sum(shares) // block_bytes)
         if blocks < 1:
             total = sum(weights.values()) / 1e9
             why = f"leaves no memory for caches: weights of all models take {total:.0f} GB of each device; raise tp"

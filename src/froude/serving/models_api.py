@@ -112,8 +112,8 @@ class SharedResult:
         """What the figures rest on."""
         how = {
             "static": "each model has machines of its own",
-            "multiplexed": "every machine holds all models, which divide the memory that weights leave by their shares; those "
-            "with something to do take equal turns on its devices",
+            "multiplexed": "every machine holds all models, which divide the memory that weights leave by shares; "
+            "those with something to do take equal turns on its devices",
             "switching": "machines load the weights of the model that wants them, over the link to host memory unless "
             "a bandwidth is given; they take no requests meanwhile",
         }

@@ -164,7 +164,7 @@ def _architecture(row: _Row) -> Architecture:
     if fields["hidden"] % fields["heads"] and "head_dim" not in fields:
         # 14400 wide BLOOM candidates have 96 heads of 150, whatever the others of their section have.
         fields["heads"] = next(h for h in (96, 80, 72, 48, 32) if fields["hidden"] % h == 0)
-    experts = _experts(row, family)
+    experts = _experts(row, family, int(fields["ffn"]))
     if experts is not None:
         fields["experts"] = experts
     return Architecture.parse({"name": name, **fields})
@@ -176,15 +176,15 @@ def _usual_heads(hidden: int, tensor_parallel: int) -> int:
     return next((hidden // n for n in sizes if hidden % (n * tensor_parallel) == 0), max(1, hidden // 128))
 
 
-def _experts(row: _Row, family: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The mixture of experts, where there is one."""
+def _experts(row: _Row, family: Mapping[str, Any], ffn: int) -> dict[str, Any] | None:
+    """The mixture of experts, where there is one; as wide as the dense MLP unless something else is said."""
     count = row.cells.get("n_experts") or 1
     if count <= 1:
         return None
     return {
         "count": count,
         "top_k": row.need("topk", "top_k"),
-        "ffn": row.need("expert_ffn", "expert_ffn"),
+        "ffn": row.get("expert_ffn", "expert_ffn", ffn),
         **family.get("experts", {}),
     }
 

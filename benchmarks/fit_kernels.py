@@ -2,6 +2,7 @@
 
     pip install aiconfigurator-core
     python benchmarks/fit_kernels.py products > engine_kernels.toml
+    python benchmarks/fit_kernels.py prompts >> engine_kernels.toml  # and decoding
     python benchmarks/fit_kernels.py experts >> engine_kernels.toml
 
 Least squares of the logarithm (robust), on shapes that ``froude check kernels`` does not show. Kernels of 10 to 50
@@ -22,7 +23,7 @@ from scipy.optimize import least_squares
 from froude.core.arrays import Floats
 from froude.machines.device import find_device
 from froude.timing.constants import default_constants
-from froude.timing.engine_kernels import TILES, ExpertsKernel, ProductKernel
+from froude.timing.engine_kernels import TILES, DecodingKernel, ExpertsKernel, ProductKernel, PromptKernel
 from froude.timing.kernel_check import left_out
 from froude.timing.kernel_tables import DEVICES, ENGINES, EXPERTS, KINDS, experts_shape, measured, tables_folder
 
@@ -200,6 +201,68 @@ def experts(kind_name: str, format: str, generation: str, engine: str) -> Iterat
         yield of(solve(free, residuals))
 
 
+PROMPTS = {
+    "narrow": Free(0.75, 0.3, 1.4),
+    "wide": Free(1.1, 0.3, 1.6),
+    "start_keys": Free(100.0, 0.0, 1000.0),
+    "block_us": Free(1.0, 0.0, 20.0),
+    "late": Free(0.1, 0.0, 2.0),
+    "memory": Free(0.83, 0.3, 1.0),
+    "start_us": Free(15.0, 1.0, 80.0),
+}
+DECODING = {
+    "start_us": Free(12.0, 2.0, 60.0),
+    "block_us": Free(2.0, 0.0, 20.0),
+    "memory": Free(0.85, 0.3, 1.0),
+    "alone_us": Free(1.5, 0.0, 20.0),
+    "again": Free(2.0, 0.05, 20.0),
+    "splits": Free(16.0, 1.0, 200.0),
+    "smoothness": Free(2.0, 1.0, 6.0),
+}
+PACKED = {True: (1, 2, 4, 1024), False: (16, 32, 1024)}
+"""Heads that share a block, of prompts and of decoding: tried one by one."""
+
+
+def attention(kind: str, engine: str, generation: str) -> Iterator[PromptKernel | DecodingKernel]:
+    """Fit the attention of one engine on one generation."""
+    rows = rows_of(kind, engine, generation)
+    if not rows:
+        return
+    prompts = "prefill" in kind
+
+    def of(values: dict[str, float], packed: int) -> PromptKernel | DecodingKernel:
+        common = {"engine": engine, "generation": generation, "packed": packed, "memory": values["memory"],
+                  "start_s": values["start_us"] * 1e-6, "block_s": values["block_us"] * 1e-6}  # fmt: skip
+        if not prompts:
+            rest = {name: values[name] for name in ("again", "splits", "smoothness")}
+            return DecodingKernel.model_construct(**common, **rest, alone_s=values["alone_us"] * 1e-6)
+        peaks = {n.removeprefix("of_peak."): v for n, v in values.items() if n.startswith("of_peak.")}
+        return PromptKernel.model_construct(
+            **common, of_peak=peaks, head_speed=(values["narrow"], values["wide"]), late=values["late"],
+            start_keys=values["start_keys"],
+        )  # fmt: skip
+
+    best: tuple[float, PromptKernel | DecodingKernel] | None = None
+    for packed in PACKED[prompts]:
+
+        def residuals(values: dict[str, float], packed: int = packed) -> Floats:
+            own = of(values, packed)
+            parts = []
+            for device, (columns, seconds, weights) in rows.items():
+                named = dict(zip(("batch", "queries" if prompts else "keys", "heads", "kv_heads", "head_dim"), columns,
+                                 strict=True))  # fmt: skip
+                parts.append(weights * np.log(own.seconds(find_device(device), **named) / seconds))
+            return np.concatenate(parts)
+
+        free = PROMPTS | {f"of_peak.{d}": Free(0.6, 0.2, 1.1) for d in rows} if prompts else DECODING
+        values = solve(free, residuals)
+        loss = float(np.sum(np.sqrt(1.0 + (residuals(values) / SCALE) ** 2) - 1.0))
+        if best is None or loss < best[0]:
+            best = (loss, of(values, packed))
+    assert best is not None
+    yield best[1]
+
+
 def show(found: Any) -> None:
     """One kernel as an entry of a list in TOML."""
     parts = []
@@ -211,6 +274,8 @@ def show(found: Any) -> None:
             parts.append(f"{name} = [{', '.join(f'{number:.3g}' for number in value)}]")
         elif isinstance(value, bool | str):
             parts.append(f"{name} = {str(value).lower()}" if isinstance(value, bool) else f'{name} = "{value}"')
+        elif isinstance(value, int):
+            parts.append(f"{name} = {value}")
         elif value > 1e-12:
             parts.append(f"{name} = {value:.3g}")
     print(f"    {{ {', '.join(parts)} }},", flush=True)
@@ -229,6 +294,12 @@ def main(what: str) -> None:
                     for own in products(kind, format, generation, (engine,), 1):
                         show(own)
 
+    if what in ("prompts", "decoding"):
+        kind = "attention, prefill" if what == "prompts" else "attention, decoding"
+        for generation in ("ampere", "hopper", "blackwell"):
+            for engine in ENGINES:
+                for found in attention(kind, engine, generation):
+                    show(found)
     if what == "experts":
         for generation in ("ampere", "hopper", "blackwell"):
             for name, format, _ in EXPERTS:

@@ -10,7 +10,7 @@ import pytest
 from froude.machines.cluster import parse_cluster
 from froude.machines.device import find_device
 from froude.models.operator import Matmul
-from froude.timing.engine_kernels import find_experts, find_product
+from froude.timing.engine_kernels import find_decoding, find_experts, find_product, find_prompt
 from froude.timing.roofline import Roofline
 
 H100 = find_device("h100-sxm")
@@ -91,3 +91,31 @@ def test_experts_spread_over_devices_keep_their_own() -> None:
         for ways in (1.0, 8.0)
     )
     assert 4.0 < here / spread < 8.0
+
+
+def test_heads_beyond_what_a_kernel_packs_read_their_keys_alone() -> None:
+    kernel = find_decoding("tensorrt-llm", H100)
+    assert kernel is not None and kernel.packed == 32
+
+    def seconds(heads: float) -> float:
+        shape = {"batch": 64.0, "keys": 8192.0, "kv_heads": 1.0, "head_dim": 128.0}
+        return float(np.asarray(kernel.seconds(H100, heads=heads, **shape)))
+
+    assert seconds(32.0) == pytest.approx(seconds(16.0))
+    assert seconds(64.0) > 10.0 * seconds(32.0)
+    streamed = 64 * 8192 * 128 * 4 / (kernel.memory * H100.memory_bandwidth)
+    assert streamed < seconds(32.0) < 1.5 * streamed + kernel.start_s
+
+
+def test_long_prompts_run_at_the_matrix_rate_and_short_ones_by_blocks() -> None:
+    kernel = find_prompt("vllm", find_device("b200-sxm"))
+    assert kernel is not None
+    device = find_device("b200-sxm")
+
+    def seconds(batch: float, queries: float) -> float:
+        shape = {"heads": 32.0, "kv_heads": 8.0, "head_dim": 128.0}
+        return float(np.asarray(kernel.seconds(device, batch=batch, queries=queries, **shape)))
+
+    flops = 4 * 16384**2 / 2 * 32 * 128
+    assert 0.4 < flops / seconds(1.0, 16384.0) / device.peak("bf16") < 0.8
+    assert seconds(256.0, 1.0) > 0.4 * seconds(256.0, 128.0)  # a block takes what it takes

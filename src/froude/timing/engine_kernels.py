@@ -211,6 +211,112 @@ class ExpertsKernel(Spec):
         return Parts(compute_s, traffic / (self.memory * device.memory_bandwidth), self.smoothness, 0.0).seconds
 
 
+class PromptKernel(Spec):
+    """What an engine's attention of prompts takes on one generation of devices, with writing keys to the cache.
+
+    A block is `ROWS` queries of a head, or fewer queries of several heads that share their keys; multiprocessors take
+    blocks one after the other.
+
+    Attributes:
+        engine, generation: whose, where.
+        of_peak: matrix rate over the datasheet peak of 16 bits, by device, for heads of 128.
+        head_speed: at heads of 64 and 256, over 128.
+        start_keys: starting and finishing a block, in keys; ``block_s``: and of a multiprocessor, whatever its size.
+        late: blocks by which some multiprocessors end late.
+        packed: heads that share a block where queries are few.
+        memory: bandwidth over datasheet.
+        start_s: launches, once.
+    """
+
+    engine: str
+    generation: str
+    of_peak: dict[str, float]
+    head_speed: tuple[float, float]
+    start_keys: float = 0.0
+    block_s: float = 0.0
+    late: float = 0.0
+    packed: int
+    memory: float
+    start_s: float
+
+    def seconds(
+        self, device: Device, *, batch: Array, queries: Array, heads: Array, kv_heads: Array, head_dim: Array
+    ) -> Array:
+        """Of equal, causal sequences without a prefix."""
+        share = self.of_peak.get(device.name, sum(self.of_peak.values()) / len(self.of_peak))
+        narrow, wide = self.head_speed
+        speed = np.interp(np.log2(head_dim), (6.0, 7.0, 8.0), (narrow, 1.0, wide))
+        units = device.multiprocessors
+        key_s = 4.0 * ROWS * head_dim * units / (share * speed * device.peak("bf16"))  # a block's, per key
+        together = np.where(np.less(queries, ROWS), np.minimum(heads / kv_heads, self.packed), 1.0)
+        each = batch * heads / together * np.ceil(queries * together / ROWS) / units
+        fixed = self.start_keys * key_s + self.block_s
+        mean = ((queries + 1.0) / 2.0 + np.minimum(ROWS, queries) / 2.0) * key_s + fixed
+        longest = np.maximum(queries, ROWS) * key_s + fixed
+        late = self.late * (1.0 - 1.0 / np.maximum(each, 1.0))
+        compute_s = np.maximum(each * mean + late * longest, longest)
+        rate = self.memory * device.memory_bandwidth
+        element = batch * queries * head_dim * 2.0 / rate  # of one head
+        parts = Parts(compute_s, (2.0 * heads + 2.0 * kv_heads) * element, 4.0, 4.0 * kv_heads * element + self.start_s)
+        return parts.seconds
+
+
+ROWS = 128
+"""Queries of a block of attention (FlashAttention-2 and 3)."""
+
+
+class DecodingKernel(Spec):
+    """What an engine's attention of one query a sequence takes on one generation of devices, cache in 16 bits.
+
+    Attributes:
+        engine, generation: whose, where.
+        start_s: once.
+        block_s: of a multiprocessor, for a sequence and a head of keys, as far as streaming does not cover it.
+        alone_s: the same for a query head that reads keys alone.
+        memory: bandwidth over datasheet.
+        packed: query heads that can read shared keys together; where there are more, each reads them alone.
+        again: bandwidth of what is read again over datasheet.
+        splits: parts that a sequence's keys are read in at most.
+        smoothness: power of the smooth maximum of blocks and streaming.
+    """
+
+    engine: str
+    generation: str
+    start_s: float
+    block_s: float
+    alone_s: float
+    memory: float
+    packed: int
+    again: float
+    splits: float
+    smoothness: float
+
+    def seconds(
+        self, device: Device, *, batch: Array, keys: Array, heads: Array, kv_heads: Array, head_dim: Array
+    ) -> Array:
+        """Of equal sequences."""
+        shared = heads / kv_heads
+        alone = shared > self.packed
+        groups = np.where(alone, shared, 1.0)
+        blocks = batch * kv_heads * groups
+        block_s = np.where(alone | (shared == 1.0), self.alone_s, self.block_s)
+        read_s = 4.0 * batch * keys * kv_heads * head_dim / device.memory_bandwidth
+        few = np.maximum(1.0, device.multiprocessors / (blocks * self.splits))
+        streamed_s = read_s * (few / self.memory + (groups - 1.0) / self.again)
+        busy_s = blocks * block_s / device.multiprocessors
+        return Parts(busy_s, streamed_s, self.smoothness, self.start_s).seconds
+
+
+def find_prompt(engine: str, device: Device) -> PromptKernel | None:
+    """An engine's attention of prompts on a device's generation, where it was measured."""
+    return _kernels().get(("prompts", engine, default_constants().generation(device.name)))
+
+
+def find_decoding(engine: str, device: Device) -> DecodingKernel | None:
+    """An engine's attention of decoding on a device's generation, where it was measured."""
+    return _kernels().get(("decoding", engine, default_constants().generation(device.name)))
+
+
 def find_experts(engine: str, kernel: str, format: str, device: Device) -> ExpertsKernel | None:
     """An engine's kernel for experts by its name in the tables, where one was measured on the device's generation."""
     return _kernels().get(("experts", engine, kernel, format, default_constants().generation(device.name)))
@@ -233,4 +339,10 @@ def _kernels() -> dict[tuple[str, ...], Any]:
     for row in raw["experts"]:
         experts = ExpertsKernel.parse(row, where="engine_kernels.toml")
         found["experts", experts.engine, experts.kernel, experts.format, experts.generation] = experts
+    for row in raw["prompts"]:
+        prompt = PromptKernel.parse(row, where="engine_kernels.toml")
+        found["prompts", prompt.engine, prompt.generation] = prompt
+    for row in raw["decoding"]:
+        decoding = DecodingKernel.parse(row, where="engine_kernels.toml")
+        found["decoding", decoding.engine, decoding.generation] = decoding
     return found

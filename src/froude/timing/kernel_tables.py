@@ -24,7 +24,7 @@ from froude.machines.cluster import Cluster, Group
 from froude.models.operator import Attention, Elementwise, LatentAttention, Matmul, Operator
 from froude.timing.cost import Collective
 from froude.timing.decoding import DecodeKernel
-from froude.timing.engine_kernels import find_experts
+from froude.timing.engine_kernels import find_decoding, find_experts, find_prompt
 from froude.timing.roofline import Roofline
 
 DEVICES = {
@@ -161,6 +161,8 @@ def _each(price: Callable[[Columns, Roofline, str], Floats]) -> Price:
     """Shapes engine by engine, under that engine's stack."""
 
     def all_of(columns: Columns, model: Roofline) -> Floats:
+        if "engine" not in columns:
+            return price(columns, model, "")  # merged: no engine's own form
         seconds = np.empty(len(columns["engine"]))
         for name in ENGINES:
             here = columns["engine"] == name
@@ -181,21 +183,33 @@ def _product(dtype: str, stored: float | None = None) -> Price:
     return _each(price)
 
 
-def _prefill(columns: Columns, model: Roofline) -> Floats:
+def _prefill(columns: Columns, model: Roofline, engine: str) -> Floats:
     """Attention, writing keys and values to the cache, and the engine's own launches."""
     names = ("batch_size", "isl", "num_heads", "kv_heads", "head_dim")
     batch, queries, heads, kv_heads, head_dim = _numbers(columns, names)
+    kernel = find_prompt(engine, model.cluster.device)
+    if kernel is not None:
+        seconds = kernel.seconds(
+            model.cluster.device, batch=batch, queries=queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim
+        )
+        return np.asarray(seconds, dtype=float)
     attention = Attention.causal(batch=batch, queries=queries, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     cache = Elementwise(name="cache", rows=batch * queries, width=2.0 * kv_heads * head_dim, fusable=False)
     start_s = model.constants.of_generation("attention.engine_start_s", model.cluster.device.name)
     return _seconds(model, attention, cache) + start_s
 
 
-def _decode(columns: Columns, model: Roofline) -> Floats:
+def _decode(columns: Columns, model: Roofline, engine: str) -> Floats:
     """One query each over a cache; its length is that before the new token (``step``)."""
     batch, step, heads, kv_heads, head_dim = _numbers(
         columns, ("batch_size", "step", "num_heads", "kv_heads", "head_dim")
     )
+    kernel = find_decoding(engine, model.cluster.device)
+    if kernel is not None:
+        seconds = kernel.seconds(
+            model.cluster.device, batch=batch, keys=step + 1.0, heads=heads, kv_heads=kv_heads, head_dim=head_dim
+        )
+        return np.asarray(seconds, dtype=float)
     op = Attention.causal(batch=batch, queries=1.0, prefix=step, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     return _one_query(op, model, batch)
 
@@ -299,9 +313,9 @@ KINDS = (
     Kind("products, 4 bits", "gemm/*/*/gemm_perf.parquet", ("m", "k", "n"), (("gemm_dtype", ("nvfp4",)),),
          _product("fp4", 0.5625), engine="best", each=True),
     Kind("attention, prefill", "attention/*/*/context_attention_perf.parquet", ("batch_size", "isl", *_HEADS),
-         (*_ATTENTION, ("step", (0,)), ("head_dim", (64, 128, 256))), _prefill, engine="SGLang"),
+         (*_ATTENTION, ("step", (0,)), ("head_dim", (64, 128, 256))), _each(_prefill), engine="SGLang", each=True),
     Kind("attention, decoding", "attention/*/*/generation_attention_perf.parquet", ("batch_size", "step", *_HEADS),
-         _ATTENTION, _decode),
+         (*_ATTENTION, ("head_dim", (64, 128, 256))), _each(_decode), each=True),
     Kind("latent attention, prefill", "mla/*/*/context_mla_perf.parquet", ("batch_size", "isl", "num_heads"),
          (*_LATENT, ("step", (0,))), _latent_prefill, engine="best"),
     Kind("latent attention, decoding", "mla/*/*/generation_mla_perf.parquet", ("batch_size", "step", "num_heads"),

@@ -59,7 +59,7 @@ def layer_held(
 
     routed = arch.experts is not None and not dense
     gone = _recomputed(batch.recompute_modules, arch, routed=routed) + _offloaded(batch.offload_modules)
-    if stack.host == "compiled" and batch.recompute == "selective":
+    if stack.host == "compiled" and (batch.recompute == "selective" or "core_attn" in batch.recompute_modules):
         gone += NO_PRODUCT
     saved = _bytes(tensors(batch.recompute, gone), ways)
     # While a layer is recomputed, or is back from the host, what it would have saved exists for that one layer.

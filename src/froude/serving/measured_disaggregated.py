@@ -129,6 +129,8 @@ def predict_apart(apart: Apart) -> Predicted:
         prefill_ep=prefill.expert_parallel,
         chunk_tokens=max(decode.chunk_tokens, decode.max_seqs),
         max_seqs=decode.max_seqs,
+        stack=dict(decode.stack),
+        prompt_graph_tokens=decode.chunk_tokens if decode.prompt_graphs else None,
     )
     built = replace(built, engine=built.engine.model_copy(update={"wait_iterations": 0.0}))
     load, concurrency = trace_of(decode, built)

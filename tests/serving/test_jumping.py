@@ -313,7 +313,7 @@ tier_sets = st.builds(
 
 
 @pytest.mark.parametrize("name", SCHEDULERS.names())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(
         st.tuples(

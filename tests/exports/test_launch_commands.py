@@ -118,6 +118,27 @@ def test_what_cannot_be_read(command, says):
         read_launch(command)
 
 
+def test_host_memory_below_the_prefix_cache():
+    built = build_deployment("llama-3.1-8b", "h100-sxm:2", tensor_parallel=2, kv_tiers="host=64GiB")
+    assert "--kv-offloading-size 64" in launch_script(built)
+    again = build_deployment(cluster="h100-sxm:2", **read_launch(launch_script(built)))
+    assert again.tiers == built.tiers and again.prefix_cache
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"kv_tiers": "host=64GiB,disk=1TB@5GB/s"}, "kv_tiers: 'host, disk' cannot be said"),
+        ({"engine": "sglang", "kv_tiers": "host=64GiB"}, "kv_tiers"),
+        ({"prefix_cache": "radix"}, "prefixes: 'radix' is not the prefix cache of vllm; block is"),
+        ({"eviction": "fifo"}, "eviction"),
+    ],
+)
+def test_a_prefix_cache_that_the_engine_does_not_have(how, says):
+    with pytest.raises(FroudeError, match=says):
+        launch_command(build_deployment("llama-3.1-8b", "h100-sxm:1", **how))
+
+
 def test_a_scheduler_that_the_engine_does_not_have():
     with pytest.raises(FroudeError, match="orca"):
         launch_command(build_deployment("llama-3.1-8b", "h100-sxm:1", scheduler="orca"))

@@ -87,6 +87,12 @@ def serve(
     precision: Annotated[str | None, typer.Option(help="Format of the weights: bf16, fp8, nvfp4, ...")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Type of the cache: auto, bf16, fp8.")] = None,
     prefix_cache: Annotated[bool, typer.Option("--prefix-cache", help="Find prompts again (needs hashes).")] = False,
+    kv_tiers: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the prefix cache goes down to, a replica's figures: host=200GB@25GB/s,disk=2TB@5GB/s."
+        ),
+    ] = None,
     kernels: Annotated[
         str, typer.Option(help="Prices of kernels: fitted, or measured (tables of the extra froude[kernels]).")
     ] = "fitted",
@@ -126,6 +132,7 @@ def serve(
             precision=precision,
             kv_dtype=kv_dtype,
             prefix_cache=prefix_cache,
+            kv_tiers=kv_tiers,
             kernels=kernels,
         )
     if out is not None:

@@ -62,9 +62,14 @@ class Launcher:
         """The deployment as arguments of `froude.simulate_serve`.
 
         Raises:
-            FroudeError: for a scheduler that the engine does not have.
+            FroudeError: for a scheduler, or a prefix cache, that the engine does not have.
         """
         scheduler = deployment.scheduler
+        if deployment.prefix_cache and deployment.prefixes != deployment.engine.prefixes:
+            why = f"is not the prefix cache of {self.program[0]}; {deployment.engine.prefixes} is"
+            raise InvalidValueError("prefixes", deployment.prefixes, why)
+        if deployment.eviction != "lru":
+            raise InvalidValueError("eviction", deployment.eviction, f"is not written for {self.program[0]}; lru is")
         if scheduler.name not in self.schedulers:
             have = " and ".join(self.schedulers) + (" are" if len(self.schedulers) > 1 else " is")
             raise InvalidValueError("scheduler", scheduler.name, f"is not in {self.program[0]}; {have}")
@@ -77,9 +82,21 @@ class Launcher:
             "chunk_tokens": scheduler.max_batched_tokens // deployment.pipeline_parallel,
             "gpu_memory_utilization": deployment.pool.memory_fraction,
             "prefix_cache": deployment.prefix_cache,
+            "kv_tiers": self.offloaded(deployment),
             "precision": deployment.engine.precision,
             "kv_dtype": deployment.engine.kv_dtype,
         }
+
+    def offloaded(self, deployment: Deployment) -> float | None:
+        """GiB of host memory that a replica's prefix cache goes down to, where the engine takes it as a flag.
+
+        Raises:
+            InvalidValueError: where it does not.
+        """
+        if deployment.tiers is None:
+            return None
+        names = ", ".join(tier.name for tier in deployment.tiers.tiers)
+        raise InvalidValueError("kv_tiers", names, f"cannot be said in a launch command of {self.program[0]}")
 
     def write(self, deployment: Deployment) -> list[str]:
         """Words that start one replica of the deployment.

@@ -19,12 +19,23 @@ class _Vllm(Launcher):
         values = super().values(deployment)
         return {**values, "spread": deployment.expert_parallel > 1}
 
+    def offloaded(self, deployment: Deployment) -> float | None:
+        """As of every engine; one tier, host memory, is a flag."""
+        if deployment.tiers is None or len(deployment.tiers.tiers) > 1:
+            return super().offloaded(deployment)
+        return deployment.tiers.tiers[0].tokens * deployment.token_bytes / 2**30
+
     def read(self, command: Any) -> dict[str, Any]:
         """As of every engine; experts spread over all devices are that many."""
         found = super().read(command)
         if found.pop("spread", False):
             found["expert_parallel"] = found.get("tensor_parallel", 1) * found.get("data_parallel", 1)
         return found
+
+
+def _host_tier(gibibytes: str) -> str:
+    """``--kv-offloading-size``, of all ranks together, as ``--kv-tiers`` has it."""
+    return f"host={float(gibibytes):g}GiB"
 
 
 VLLM = _Vllm(
@@ -40,6 +51,7 @@ VLLM = _Vllm(
         Flag("--gpu-memory-utilization", "gpu_memory_utilization", float, always=True),
         Flag("--quantization", "precision", str, {"fp8": "fp8", "awq": "w4a16", "gptq": "w4a16"}),
         Flag("--kv-cache-dtype", "kv_dtype", str, {"fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8"}),
+        Flag("--kv-offloading-size", "kv_tiers", _host_tier),
     ),
     switches=(
         Switch("--enable-expert-parallel", {"spread": True}),

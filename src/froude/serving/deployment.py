@@ -108,6 +108,11 @@ class Deployment:
         return self.tensor_parallel * self.data_parallel * self.pipeline_parallel
 
     @property
+    def token_bytes(self) -> float:
+        """Keys and values of one token, on all devices of a replica that hold a part of them."""
+        return self.pool.bytes_per_token * self.tensor_parallel * self.pipeline_parallel
+
+    @property
     def layout(self) -> str:
         """How a replica is spread over them, such as ``tp=2, pp=4``."""
         more = (("dp", self.data_parallel), ("pp", self.pipeline_parallel))
@@ -357,9 +362,8 @@ def _with_prefixes(built: Deployment, kind: bool | str, eviction: str, kv_tiers:
     check_prefixes(name, eviction)
     tiers = None
     if kv_tiers is not None:
-        ways = built.tensor_parallel * built.pipeline_parallel
-        token_bytes, bandwidth = built.pool.bytes_per_token * ways, built.cluster.device.host_bandwidth * ways
-        tiers = parse_kv_tiers(kv_tiers, token_bytes, bandwidth, built.arch.layers)
+        bandwidth = built.cluster.device.host_bandwidth * built.tensor_parallel * built.pipeline_parallel
+        tiers = parse_kv_tiers(kv_tiers, built.token_bytes, bandwidth, built.arch.layers)
     return replace(built, prefix_cache=True, prefixes=name, eviction=eviction, tiers=tiers)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -60,24 +60,54 @@ def check_serve(path: str | os.PathLike[str], on_progress: Progress | None = Non
     Raises:
         FroudeError: when the file cannot be read or lacks columns.
     """
-    rows = read_rows(path, COLUMNS)
-    known: dict[Run, Predicted | str] = {}
+    return score_rows(read_rows(path, COLUMNS), run_of, predict, on_progress)
+
+
+class Described(Hashable, Protocol):
+    """What a row describes: so many devices, and workers that generate, which name the cell it counts in."""
+
+    @property
+    def devices(self) -> int:
+        """Of all workers."""
+
+    @property
+    def decode(self) -> Run:
+        """The workers that generate."""
+
+
+D = TypeVar("D", bound=Described)
+
+
+def score_rows(
+    rows: list[dict[str, Any]],
+    described: Callable[[Mapping[str, Any]], D],
+    predicted: Callable[[D], Predicted],
+    on_progress: Progress | None,
+) -> ServeCheck:
+    """Rows beside predictions of the runs they describe, each of which is simulated once.
+
+    Args:
+        rows: to compare.
+        described, predicted: a row's run, and what is predicted of it; both may refuse.
+        on_progress: as for `check_serve`.
+    """
+    known: dict[D, Predicted | str] = {}
     scored: list[Scored] = []
     skipped: list[Skipped] = []
     for done, cells in enumerate(rows):
         if on_progress is not None:
             on_progress("simulating", done / len(rows))
         try:
-            run = run_of(cells)
+            run = described(cells)
             if run not in known:
-                known[run] = _outcome(run)
+                known[run] = _outcome(predicted, run)
             found = known[run]
             if isinstance(found, str):
                 raise Unusable(found)
         except (Unusable, FroudeError) as reason:
             skipped.append(Skipped(str(cells["id"]), str(reason)))
             continue
-        scored.append(scored_row(cells, run, found, run.devices))
+        scored.append(scored_row(cells, run.decode, found, run.devices))
     return ServeCheck(len(rows), tuple(scored), tuple(skipped))
 
 
@@ -122,9 +152,9 @@ def predict(run: Run) -> Predicted:
     )
 
 
-def _outcome(run: Run) -> Predicted | str:
+def _outcome(predicted: Callable[[D], Predicted], run: D) -> Predicted | str:
     try:
-        return predict(run)
+        return predicted(run)
     except FroudeError as reason:
         return str(reason)
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from froude.core.errors import FroudeError
-from froude.core.measurements import Skipped, Unusable, read_rows
+from froude.core.measurements import Unusable, read_rows
 from froude.machines.cluster import Cluster
 from froude.serving.api import run_deployment
 from froude.serving.deployment import build_deployment
-from froude.serving.measured import Predicted, Progress, scored_row, trace_of
+from froude.serving.measured import Predicted, Progress, score_rows, trace_of
 from froude.serving.measured_row import COLUMNS, Run, run_of
-from froude.serving.scores import Scored, ServeCheck
+from froude.serving.scores import ServeCheck
 
 _WORKERS = re.compile(r"disagg prefill (\d+)w bs=(\d+) decode (\d+)w bs=(\d+)")
 
@@ -56,31 +55,7 @@ def check_disaggregated(path: str | os.PathLike[str], on_progress: Progress | No
         FroudeError: when the file cannot be read or lacks columns.
     """
     rows = [cells for cells in read_rows(path, COLUMNS) if str(cells["tp"]).startswith("P")]
-    known: dict[Apart, Predicted | str] = {}
-    scored: list[Scored] = []
-    skipped: list[Skipped] = []
-    for done, cells in enumerate(rows):
-        if on_progress is not None:
-            on_progress("simulating", done / len(rows))
-        try:
-            apart = apart_of(cells)
-            if apart not in known:
-                known[apart] = _outcome(apart)
-            found = known[apart]
-            if isinstance(found, str):
-                raise Unusable(found)
-        except (Unusable, FroudeError) as reason:
-            skipped.append(Skipped(str(cells["id"]), str(reason)))
-            continue
-        scored.append(scored_row(cells, apart.decode, found, apart.devices))
-    return ServeCheck(len(rows), tuple(scored), tuple(skipped))
-
-
-def _outcome(apart: Apart) -> Predicted | str:
-    try:
-        return predict_apart(apart)
-    except FroudeError as reason:
-        return str(reason)
+    return score_rows(rows, apart_of, predict_apart, on_progress)
 
 
 def apart_of(cells: Mapping[str, Any]) -> Apart:

@@ -88,6 +88,11 @@ class Run:
     pipeline_parallel: int = 1
 
     @property
+    def decode(self) -> Run:
+        """The workers that generate: these."""
+        return self
+
+    @property
     def devices(self) -> int:
         """Devices of the replica."""
         return self.tensor_parallel * self.data_parallel * self.pipeline_parallel

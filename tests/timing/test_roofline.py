@@ -320,3 +320,20 @@ def test_deepspeed_widens_gradients_of_bf16_only() -> None:
     stack = find_stack("megatron-deepspeed")
     assert [stack.widens_gradients(precision) for precision in ("fp16", "bf16", "fp32")] == [False, True, True]
     assert not find_stack("nemo-te").widens_gradients("bf16")
+
+
+def test_blocking_launches_wait_for_each_answer() -> None:
+    stack = find_stack("megatron-deepspeed")
+    ahead, blocking = (replace(roofline(), stack=stack.but(launches=how)) for how in ("ahead", "blocking"))
+    added_s = float(np.asarray(blocking.launch_s(10) - ahead.launch_s(10)))
+    assert added_s == pytest.approx(10 * default_constants()["host.blocked_s"])
+
+
+def test_a_norm_kernel_leaves_other_elementwise_work_eager() -> None:
+    def seconds(kind: str, fusion: str) -> float:
+        op = Elementwise(name=f"input-{kind}", dtype="bf16", rows=4096, width=8192, reads=1, writes=1)
+        model = replace(roofline(), stack=find_stack("megatron-2021").but(fusion=fusion))
+        return float(np.asarray(model.operator(op).seconds))
+
+    assert seconds("norm", "fused-norms") == seconds("norm", "fused") < seconds("norm", "unfused")
+    assert seconds("rotary", "fused-norms") == seconds("rotary", "unfused") > seconds("rotary", "fused")

@@ -139,7 +139,8 @@ class Rates:
         """Host time to start one kernel, in a graph captured beforehand or as the stack does."""
         if self.own_machine:
             return 0.0  # the device is the host: `gap_s` has it
-        return self.constants["host.graphs.kernel_s" if captured else f"host.{self.stack.host}.kernel_s"]
+        started_s = self.constants["host.graphs.kernel_s" if captured else f"host.{self.stack.host}.kernel_s"]
+        return started_s + (self.constants["host.blocked_s"] if self.stack.launches == "blocking" else 0.0)
 
     @property
     def collective_launch_s(self) -> float:

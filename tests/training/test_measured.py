@@ -143,12 +143,13 @@ def test_what_is_known_of_a_source_goes_beyond_its_columns() -> None:
     row = {**korthikanti()[0], "source": "Hagemann et al.", "attention": "flash-2"}
     assert run_of({**row, "fused_norm": "no"}).stack.fusion == "fused-norms"
     assert run_of({**row, "fused_norm": "no-rms-kernel"}).stack.fusion == "unfused"
-    row = {**row, "source": "NVIDIA/dgxc-benchmarking", "where": "Paxml README", "notes": "JAX FSDP+DP", "recompute": None}
+    row |= {"source": "NVIDIA/dgxc-benchmarking", "where": "Paxml README", "notes": "JAX FSDP+DP", "recompute": None}
     row |= {"device": "h100-sxm", "tp": 1, "pp": 1, "vpp": None, "zero_stage": 3, "micro_batch": 2, "fused_norm": None}
     large = run_of({**row, "model": "gpt3_175b", "n_gpus": 256, "dp": 256, "global_batch_seqs": 512})
-    assert (large.layout.replicate, large.layout.recompute, large.stack.recomputed) == (2, "selective", "mlp")
+    assert large.layout.replicate == 2
+    assert large.layout.recompute_modules == ("core_attn", "layernorm", "mlp")
     small = run_of({**row, "model": "gpt3_5b", "n_gpus": 64, "dp": 64, "global_batch_seqs": 128})
-    assert (small.layout.replicate, small.stack.recomputed) == (8, "none")
+    assert (small.layout.replicate, small.layout.recompute) == (8, "selective")
 
 
 def test_models_nobody_described_follow_their_shape() -> None:

@@ -162,9 +162,10 @@ def test_what_cannot_be_combined(more, says):
         build_deployment("llama-3.1-8b", "h100-sxm:8", disaggregate="2:6", **more)
 
 
-def test_transfers_need_prefill_workers():
-    with pytest.raises(FroudeError, match="transfer: 'pull' needs prefill workers"):
-        build_deployment("llama-3.1-8b", "h100-sxm:8", transfer="pull")
+@pytest.mark.parametrize("given", [{"transfer": "pull"}, {"decode_router": "round-robin"}])
+def test_transfers_need_prefill_workers(given):
+    with pytest.raises(FroudeError, match="needs prefill workers"):
+        build_deployment("llama-3.1-8b", "h100-sxm:8", **given)
 
 
 @pytest.mark.parametrize(("text", "says"), [("2", "PREFILL"), ("a:b", "PREFILL"), ("0:2", "at least one")])

@@ -255,6 +255,13 @@ def test_a_load_that_is_too_much_is_said(rate, says):
     assert "".join(w.split(":")[0] for w in found.warnings) == says
 
 
+@pytest.mark.parametrize(("rate", "says"), [(0.5, []), (200.0, ["overload"])])
+def test_requests_that_wait_for_others_are_no_overload(rate, says):
+    trace = f"sessions:turns=3,in=500,out=100,think=20,rate={rate}"
+    found = simulate_serve("llama-3.1-8b", "h100-sxm:1", trace, requests=1500)
+    assert [w.split(":")[0] for w in found.warnings] == says
+
+
 @pytest.mark.parametrize(
     ("trace", "how"),
     [("constant:in=100,out=10", {"concurrency": 4}), ("sessions:turns=2,in=50,out=20,think=3,rate=1", {})],

@@ -164,3 +164,42 @@ def test_lines_longer_than_the_first_are_refused(tmp_path):
     file.write_text("arrival_s,input_tokens,output_tokens\n1,2,3,4\n")
     with pytest.raises(FroudeError, match="comma-separated"):
         load_trace(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "arrival_s,input_tokens,output_tokens\n0,inf,4\n1,2,3\n", "input_tokens is 'inf' in line 2"),
+        ("b.csv", "arrival_s,input_tokens,output_tokens\ninf,4,4\n1,2,3\n", "arrival_s is 'inf' in line 2"),
+        ("c.jsonl", '{"timestamp": NaN, "input_length": 4, "output_length": 2}', "timestamp is nan in line 1"),
+        ("d.jsonl", '{"timestamp": 0, "input_length": Infinity, "output_length": 2}', "input_length is inf in line 1"),
+        (
+            "e.csv",
+            "arrival_s,input_tokens,output_tokens,after,think_s\n0,2,4,,\n1,2,3,0,-5\n",
+            "think_s -5 at request 1",
+        ),
+        ("f.csv", "num_prefil_tokens,num_decode_tokens\n5,5\n", "input_tokens.*num_prefil_tokens"),
+        ("g.csv", "input_tokens,output_tokens\n5,5\n", "arrival_s"),
+    ],
+)
+def test_values_that_no_request_can_have(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FroudeError, match=says):
+        load_trace(str(tmp_path / name))
+
+
+def test_what_other_programs_write(tmp_path):
+    """A mark before the first column; blanks where nothing is meant; Vidur's tables of lengths without arrivals."""
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + AZURE.encode())
+    assert load_trace(str(path)).input_tokens.tolist() == [374, 396, 879]
+    path.write_text("arrival_s,input_tokens,output_tokens,after,think_s\n0,5,5,,\n0,6,6,0,2\n")
+    assert load_trace(str(path)).think_s.tolist() == [0.0, 2.0]
+    path.write_text("num_prefill_tokens,num_decode_tokens,pd_ratio\n8,2,4.0\n6,3,2.0\n")
+    trace = load_trace(str(path))
+    assert trace.input_tokens.tolist() == [8, 6] and trace.at_rate(2.0, seed=0).duration_s > 0
+
+
+def test_a_seed_below_zero():
+    with pytest.raises(FroudeError, match="seed: -1"):
+        load_trace("constant", seed=-1)

@@ -146,7 +146,7 @@ def build_deployment(
     prefill_ep: int | None = None,
     prefill_cluster: str | Cluster | None = None,
     transfer: str | None = None,
-    decode_router: str = "least-outstanding",
+    decode_router: str | None = None,
     autoscale: str | None = None,
     router: str = "least-outstanding",
     chunk_tokens: int | None = None,
@@ -188,7 +188,8 @@ def build_deployment(
     if replicas < 1:
         raise InvalidValueError("replicas", replicas, "is not a number of replicas; the least is 1")
     for name in (router, decode_router):
-        ROUTERS.get(name)
+        if name is not None:
+            ROUTERS.get(name)
     for field, asked in (("migrate", migrate), ("failures", failures)):
         if asked is None:
             continue
@@ -200,8 +201,10 @@ def build_deployment(
     if split is not None and swap_space is not None:
         raise InvalidValueError("swap_space", swap_space, f"cannot be combined with disaggregate {disaggregate}")
     if split is None:
-        apart = {"prefill_tp": prefill_tp, "prefill_pp": prefill_pp, "prefill_dp": prefill_dp, "prefill_ep": prefill_ep}
-        for field, given in (*apart.items(), ("prefill_cluster", prefill_cluster), ("transfer", transfer)):
+        apart: dict[str, object] = {"prefill_tp": prefill_tp, "prefill_pp": prefill_pp, "prefill_dp": prefill_dp}
+        apart |= {"prefill_ep": prefill_ep, "prefill_cluster": prefill_cluster}
+        apart |= {"transfer": transfer, "decode_router": decode_router}
+        for field, given in apart.items():
             if given is not None:
                 raise InvalidValueError(field, given, "needs prefill workers; give disaggregate, such as 2:6")
 
@@ -247,7 +250,7 @@ def build_deployment(
         if layout != own or prefill_cluster is not None:
             other = replica(prefill_cluster or cluster, layout)
         other = replace(other, replicas=split[0])
-        built = replace(built, replicas=sum(split), prefill=other, decode_router=decode_router)
+        built = replace(built, replicas=sum(split), prefill=other, decode_router=decode_router or "least-outstanding")
         if prefill_cluster is None:
             _check_room(built.devices, built)
         else:

@@ -287,14 +287,18 @@ class ServeResult:
         found = self.latencies
         if not self.trace.duration_s > 0 or len(found.request) < 2:
             return []
-        late = float(np.mean((found.arrival_s + found.ttft_s)[:-1] > found.arrival_s[-1]))
+        arrival_s, ttft_s = found.arrival_s, found.ttft_s
+        if self.trace.after is not None:  # those sent once others are done come late however short the queue
+            free = np.array([not self.trace.after[row] for row in found.request])
+            arrival_s, ttft_s = arrival_s[free], ttft_s[free]
+        late = float(np.mean((arrival_s + ttft_s)[:-1] > arrival_s[-1])) if len(arrival_s) > 1 else 0.0
         if late > 0.1:
             return [f"overload: {late:.0%} of the requests still waited when the last one arrived"]
-        part = len(found.request) // 3
+        part = len(ttft_s) // 3
         if part < 30:
             return []
         # Not the first third, which finds an empty engine. A queue that grows steadily makes it 5/3.
-        before, end = (float(np.median(found.ttft_s[some])) for some in (slice(part, -part), slice(-part, None)))
+        before, end = (float(np.median(ttft_s[some])) for some in (slice(part, -part), slice(-part, None)))
         if end > 1.4 * before:
             return [
                 f"near saturation: the last third of the requests waited {end / before:.1f} times as long for a first "

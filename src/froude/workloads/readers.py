@@ -16,6 +16,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from froude.core.arrays import Floats
-from froude.core.errors import FroudeError, suggestion
+from froude.core.errors import FroudeError, InvalidValueError, suggestion
 from froude.workloads.synthetic import NAMES, is_synthetic, synthetic_trace
 from froude.workloads.trace import Trace, make_trace
 
@@ -50,6 +51,8 @@ def load_trace(source: str, seed: int = 0, requests: int | None = None) -> Trace
     Raises:
         FroudeError: one sentence for a missing or truncated file, a missing column, a bad value.
     """
+    if seed < 0:
+        raise InvalidValueError("seed", seed, "is no seed; the least is 0")
     if is_synthetic(source):
         return synthetic_trace(source, seed, requests, read=load_trace)
     path = Path(source)
@@ -77,7 +80,7 @@ def _text(path: Path) -> str:
         raw = path.read_bytes()
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")  # spreadsheets write a mark before the first column's name
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise FroudeError(f"{path}: truncated or damaged gzip file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -156,14 +159,17 @@ def _table(name: str, table: Mapping[str, Column]) -> Trace:
     source = ""
     inputs = _integers(name, table, _column(name, table, INPUT))
     outputs = _integers(name, table, _column(name, table, OUTPUT))
-    arrivals = _times(name, table, _column(name, table, ARRIVAL))
     if "num_prefill_tokens" in table:
         source = "Agrawal et al. (2024), Vidur, arXiv:2405.05465"
+    if source and not any(column in table for column in ARRIVAL):
+        arrivals = np.zeros(len(inputs))  # Vidur's tables of lengths: as synthetic ones, until a rate is laid over them
+    else:
+        arrivals = _times(name, table, _column(name, table, ARRIVAL))
     if "ContextTokens" in table:
         source = "Patel et al. (2024), Splitwise, arXiv:2311.18677"
         # A request that generated nothing still emits the token that ends it.
         outputs = np.maximum(outputs, 1)
-    more: dict[str, Any] = {field: _numbers(name, table, field) for field in ("priority", "think_s") if field in table}
+    more: dict[str, Any] = {field: _optional(name, table, field) for field in ("priority", "think_s") if field in table}
     if "client" in table:  # any text; equal texts are one client
         more["client"] = np.unique([cell or "" for cell in table["client"]], return_inverse=True)[1]
     if "model" in table:
@@ -227,8 +233,15 @@ def _numbers(name: str, table: Mapping[str, Column], column: str) -> Floats:
     return _all_present(name, column, cells, values)
 
 
+def _optional(name: str, table: Mapping[str, Column], column: str) -> Floats:
+    """Numbers of which any may be left blank, which is zero."""
+    cells = table[column]
+    filled = cells if isinstance(cells, np.ndarray) else [cell or "0" for cell in cells]
+    return _numbers(name, {column: filled}, column)
+
+
 def _all_present(name: str, column: str, cells: Column, values: Floats) -> Floats:
-    missing = np.isnan(values)
+    missing = ~np.isfinite(values)
     if missing.any():
         row = int(missing.argmax())
         truncated = " (the file looks truncated)" if row == len(values) - 1 else ""
@@ -271,7 +284,7 @@ def _values(name: str, rows: list[Mapping[str, Any]], field: str) -> list[float]
         value = row.get(field)
         if value is None:
             raise FroudeError(f"{name}: field {field!r} is missing in line {number}; {suggestion(field, row)}")
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             raise FroudeError(f"{name}: {field} is {value!r} in line {number}, where a number belongs")
     return [row[field] for row in rows]
 

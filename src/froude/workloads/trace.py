@@ -59,6 +59,10 @@ class Trace:
             if any(not 0 <= other < row for other in before):
                 why = f"has a request {row} that waits for {max(before)}; it can wait for earlier ones only"
                 raise InvalidValueError("trace", self.name, why)
+        if self.think_s is not None and (self.think_s < 0).any():
+            row = int((self.think_s < 0).argmax())
+            why = f"has think_s {self.think_s[row]:g} at request {row}; at least 0 is needed"
+            raise InvalidValueError("trace", self.name, why)
         for field in ("input_tokens", "output_tokens"):
             bad = np.flatnonzero(getattr(self, field) < 1)
             if bad.size:

@@ -236,7 +236,7 @@ def _numbers(name: str, table: Mapping[str, Column], column: str) -> Floats:
 def _optional(name: str, table: Mapping[str, Column], column: str) -> Floats:
     """Numbers of which any may be left blank, which is zero."""
     cells = table[column]
-    filled = cells if isinstance(cells, np.ndarray) else [cell or "0" for cell in cells]
+    filled: Column = cells if isinstance(cells, np.ndarray) else [cell or "0" for cell in cells]
     return _numbers(name, {column: filled}, column)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from froude.claims.arm import arm_type, find_metric
 from froude.claims.claim import Claim, Published, claim_names, load_claim, merge
-from froude.claims.runner import HOLDS_WITHIN, ClaimResult, check_claims, run_claim
+from froude.claims.runner import HOLDS_WITHIN, ClaimResult, ClaimsCheck, check_claims, run_claim
 from froude.claims.serving import Lengths, ServingArm
 from froude.claims.training import TrainingArm
 from froude.core.errors import FroudeError, UnknownNameError
@@ -109,6 +109,10 @@ def test_a_wrong_figure_fails_and_says_so() -> None:
     assert wrong.points[0].sign_right
     opposite = run_claim(small(points=[{"label": "only", "published": {"at_most": 0.9}}]))
     assert any("wrong sign" in problem for problem in opposite.problems)
+    far = run_claim(small(points=[{"label": "only", "published": {"gain": 2.0 * gain}}]))
+    summary = ClaimsCheck((right, wrong, far)).summary()
+    assert summary == {"training": {"claims": 3, "signs_right": 3, "close": 2, "controls_held": 3}}
+    assert ClaimsCheck((opposite,)).summary()["training"]["signs_right"] == 0
 
 
 def test_controls_are_tried() -> None:

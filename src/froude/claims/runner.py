@@ -17,6 +17,12 @@ from froude.core.errors import FroudeError
 HOLDS_WITHIN = 0.10
 """Largest median |ln(our gain / published gain)| with which a claim still holds; one figure for all claims."""
 
+CLOSE = 0.25
+"""|ln(our gain / published gain)| that counts as close in the summary of many claims."""
+
+QUANTITATIVE = ("performance", "arithmetic")
+"""Classes of claims whose settings their papers give."""
+
 Verdict = Literal["holds", "fails", "not run"]
 Progress = Callable[[str, float], None]
 
@@ -113,7 +119,24 @@ class ClaimsCheck:
     def json(self) -> dict[str, Any]:
         """As ``--json`` prints it."""
         counts = {verdict: sum(r.verdict == verdict for r in self.results) for verdict in ("holds", "fails", "not run")}
-        return {"claims": [r.json() for r in self.results], **{k.replace(" ", "_"): n for k, n in counts.items()}}
+        return {
+            "claims": [r.json() for r in self.results],
+            **{k.replace(" ", "_"): n for k, n in counts.items()},
+            "summary": self.summary(),
+        }
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """By room, of claims whose settings are known: how many there are, have the sign, are close, keep controls."""
+        found: dict[str, dict[str, int]] = {}
+        for result in self.results:
+            if result.claim.kind not in QUANTITATIVE or not result.points:
+                continue
+            room = found.setdefault(result.claim.room, {"claims": 0, "signs_right": 0, "close": 0, "controls_held": 0})
+            room["claims"] += 1
+            room["signs_right"] += all(p.sign_right for p in result.points)
+            room["close"] += result.median_log_error <= CLOSE
+            room["controls_held"] += all(control.held for control in (result.off, result.removed) if control)
+        return found
 
 
 def check_claims(name: str | None = None, on_progress: Progress | None = None) -> ClaimsCheck:

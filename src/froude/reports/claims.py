@@ -42,6 +42,12 @@ def print_claims(check: ClaimsCheck) -> None:
     ]
     columns = ["claim", "verdict", "signs right", "median |ln error|", "controls", "why"]
     print_table(f"{len(rows)} claims", columns, rows, left=2, prose=("controls", "why"))
+    for room, n in check.summary().items():
+        console().print(
+            f"{room}: of {n['claims']} claims whose settings are published, {n['signs_right']} have the right sign "
+            f"throughout, {n['close']} are within 0.25 on the logarithm of the gain, "
+            f"{n['controls_held']} keep their controls"
+        )
 
 
 def print_claim(result: ClaimResult) -> None:

@@ -43,6 +43,14 @@ def test_the_urgent_overtake():
     assert max(firsts[0]) <= min(firsts[1]) and max(firsts[1]) <= min(firsts[2])
 
 
+def test_static_batches_wait_for_their_longest():
+    outcome = jump(burst(), SCHEDULERS.create("static", max_batched_tokens=64, max_seqs=4), TIME, 400, 4)
+    ends = [max(outcome.finish_ps[i : i + 4]) for i in range(0, 60, 4)]
+    assert all(min(outcome.first_ps[i + 4 : i + 8]) > end for i, end in zip(range(0, 56, 4), ends, strict=False))
+    assert len({*outcome.first_ps[:4]}) == 1
+    assert mean_finish("static") > 1.3 * mean_finish("orca")
+
+
 def test_reserving_what_is_predicted_runs_more_at_once():
     def duration(name: str) -> int:
         scheduler = SCHEDULERS.create(name, max_batched_tokens=256, max_seqs=32)

@@ -44,7 +44,7 @@ def serve(
     cluster: Annotated[str, typer.Option(metavar="C", help="DEVICE:COUNT, such as h100-sxm:1, or a YAML file.")],
     trace: Annotated[
         str | None,
-        typer.Option(metavar="T", help="Azure or other CSV, Mooncake or vLLM JSONL, or lognormal:in=1000,out=200."),
+        typer.Option(metavar="T", help="CSV, Parquet, JSONL or a folder, as published, or lognormal:in=1000,out=200."),
     ] = None,
     model: Annotated[
         str | None,

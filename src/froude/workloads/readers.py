@@ -7,6 +7,7 @@
 - BurstGPT CSV (``Timestamp,Model,Request tokens,Response tokens,...``; failed requests, of no response, are left out):
   Wang et al. (2024), BurstGPT, arXiv:2401.17644.
 - vLLM's ``requests.jsonl``: every request time-stamped by the engine.
+- ServeGen's client data, a folder, from which requests are drawn: see `froude.workloads.servegen`.
 - Any CSV or Parquet file with columns for arrival in seconds and for tokens in and out.
 """
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from froude.core.arrays import Floats
 from froude.core.errors import FroudeError, InvalidValueError, suggestion
+from froude.workloads.servegen import is_servegen, servegen_trace
 from froude.workloads.synthetic import NAMES, is_synthetic, synthetic_trace
 from froude.workloads.trace import Trace, make_trace
 
@@ -46,7 +48,7 @@ LONG = 1 << 25  # characters from which polars is faster than Python's own reade
 
 
 def load_trace(source: str, seed: int = 0, requests: int | None = None) -> Trace:
-    """A trace from a file, a folder with a ``requests.jsonl``, or the name of a synthetic workload.
+    """A trace from a file, a folder (with a ``requests.jsonl``, or ServeGen's), or the name of a synthetic workload.
 
     Raises:
         FroudeError: one sentence for a missing or truncated file, a missing column, a bad value.
@@ -57,6 +59,8 @@ def load_trace(source: str, seed: int = 0, requests: int | None = None) -> Trace
         return synthetic_trace(source, seed, requests, read=load_trace)
     path = Path(source)
     if path.is_dir():
+        if is_servegen(path):
+            return servegen_trace(path, seed, requests)
         path = path / "requests.jsonl"
     if not path.exists():
         known = ", ".join(f"{name}:..." for name in NAMES)

@@ -57,6 +57,12 @@ LAYOUTS = {
         "virtual_stages": 2,
         "recompute": "full",
     },
+    "pp-breadth-first": {
+        "data_parallel": 1,
+        "pipeline_parallel": 2,
+        "schedule": "breadth-first",
+        "virtual_stages": 2,
+    },
     "pp-tied": {"data_parallel": 1, "pipeline_parallel": 2, "recompute": "selective"},
     "tp-bf16": {"data_parallel": 1, "tensor_parallel": 2},
 }

@@ -166,6 +166,11 @@ def test_a_killed_rank_ends_the_command_with_one_sentence(tmp_path):
         ({"job": {"precision": "fp8"}}, "job.precision: 'fp8' does not run here"),
         ({"layout": {"context_parallel": 2}}, "context_parallel: 2 does not run here"),
         ({"layout": {"zero_stage": 3, "pipeline_parallel": 2}}, "zero_stage: 3 runs with data parallelism alone"),
+        (
+            {"layout": {"zero_stage": 3, "schedule": "breadth-first"}},
+            "layout.schedule: 'breadth-first' keeps weights whole",
+        ),
+        ({"layout": {"virtual_stages": 2, "schedule": "breadth-first"}}, "virtual_stages: 2 runs in a pipeline alone"),
         ({"job": {"global_batch_tokens": 48}}, "global_batch_tokens: 48 .* nearest is 64"),
         ({"techniques": (TechniqueUse(name="zero-plus-plus"),)}, "techniques: 'zero-plus-plus'"),
     ],

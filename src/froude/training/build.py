@@ -16,10 +16,15 @@ from froude.program.program import Action, Lane, MemoryDelta, Program, Task
 from froude.timing.cost import Cost
 from froude.training.price import Priced, add_up, combine
 from froude.training.schedule import Pass, Schedule
+from froude.training.stays import EVERY_PASS, Turn, turns
 from froude.training.work import BlockName
 
 MAX_PARTS = 8
 """Pieces that a pass is cut into where communication overlaps it: more only shortens what is exposed at its ends."""
+
+
+Link = tuple[int, tuple[str, int, int]]
+"""A task, and the pass of another stage that it waits for: kind, virtual stage, micro-batch."""
 
 
 class Composition(dict[BlockName, int]):
@@ -164,8 +169,9 @@ def build_program(structure: Structure, priced: Priced, resident: Mapping[int, A
     if own:
         tasks = [replace(task, after=list(task.after)) for task in tasks]
         lanes = {lane: list(order) for lane, order in lanes.items()}
+    tables = {"saved": priced.saved_bytes, "weights": priced.whole_weights, "gradients": priced.whole_gradients}
     sizes = {
-        key: add_up(composition, priced.saved_bytes) if what == "saved" else _largest(composition, priced)
+        key: add_up(composition, tables[what]) if what in tables else _largest(composition, priced, what)
         for key, (what, composition) in bones.sizes.items()
     }
     return Program(tasks, lanes, costs_of(bones.costs, priced), sizes, dict(resident))
@@ -185,12 +191,15 @@ def costs_of(recipes: Mapping[str, tuple[str, Composition]], priced: Priced) -> 
     return {**costs, "send": priced.send}
 
 
-def _largest(composition: Composition, priced: Priced) -> Array:
-    """Transient bytes of a pass: one block at a time is in flight."""
+def _largest(composition: Composition, priced: Priced, what: str) -> Array:
+    """Transient bytes of a pass: one block at a time is in flight. Sharded states may be counted apart ("work")."""
     largest: Array = 0.0
     for name, count in composition.items():
         if count:
-            largest = np.maximum(largest, priced.transient_bytes[name])
+            size = priced.transient_bytes[name]
+            if what == "work":
+                size = size - priced.whole_gradients[name] - priced.whole_weights[name] - priced.whole_weights["layer"]
+            largest = np.maximum(largest, size)
     return largest
 
 
@@ -215,6 +224,9 @@ class _Builder:
         self.reduces: dict[int, list[int]] = {}
         self.after_flush: dict[int, list[tuple[str, Action]]] = {}  # reductions that wait for the pipeline to empty
         self.pieces: dict[tuple[str, int, bool], list[_Piece]] = {}
+        self.holds = structure.schedule.holds_chunks and "pass" in (structure.gather_each, structure.reduce_each)
+        self.opened: dict[int, list[int]] = {}  # stage -> last task before each stay with a chunk
+        self.reduced: dict[int, list[int]] = {}  # stage -> last reduction of each stay with a chunk
 
     def build(self) -> Skeleton:
         s = self.s
@@ -222,10 +234,12 @@ class _Builder:
         last_backward = [{p.chunk: p.micro_batch for p in order if p.kind == "backward"} for order in orders]
         first_forward = [{p.chunk: p.micro_batch for p in reversed(order) if p.kind == "forward"} for order in orders]
         # Passes are added stage by stage in lane order; what a pass waits for on other stages is linked afterwards.
-        links: list[tuple[int, tuple[str, int, int]]] = []
+        links: list[Link] = []
         for stage, order in enumerate(orders):
-            for item in order:
-                links += self._pass(stage, item, first_forward[stage][item.chunk], last_backward[stage][item.chunk])
+            held = self.holds and turns(order, ahead=s.shard_overlap, behind=s.gradient_overlap)
+            for item, turn in zip(order, held or [EVERY_PASS] * len(order), strict=True):
+                first, last = first_forward[stage][item.chunk], last_backward[stage][item.chunk]
+                links += self._pass(stage, item, turn, first, last)
         for task_id, (kind, virtual, micro_batch) in links:
             done = self.forward_done if kind == "forward" else self.backward_done
             self.program.tasks[task_id].after.append(done[(virtual, micro_batch)])
@@ -235,30 +249,42 @@ class _Builder:
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
-    def _pass(self, stage: int, item: Pass, first: int, last: int) -> list[tuple[int, tuple[str, int, int]]]:
+    def _pass(self, stage: int, item: Pass, turn: Turn, first: int, last: int) -> list[Link]:
         """Add the tasks of one pass; returns what its first task must wait for on other stages."""
         s = self.s
         forward = item.kind == "forward"
         virtual = item.chunk * s.stages + stage
         gather_each = s.gather_each if forward or s.gather_each == "pass" else None
-        gathers = gather_each == "pass" or (gather_each == "step" and s.gradient_overlap and item.micro_batch == first)
-        reduces = not forward and (s.reduce_each == "pass" or (s.reduce_each == "step" and item.micro_batch == last))
+        gathers = (gather_each == "pass" and turn.gathers) or (
+            gather_each == "step" and s.gradient_overlap and item.micro_batch == first
+        )
+        reduces = not forward and (
+            (s.reduce_each == "pass" and turn.reduces) or (s.reduce_each == "step" and item.micro_batch == last)
+        )
         overlap_gather = gathers and (s.shard_overlap if gather_each == "pass" else s.gradient_overlap)
         overlap_reduce = reduces and s.gradient_overlap
         pieces = self._pieces(item.kind, virtual, overlap_gather or overlap_reduce)
         compute = Lane(stage, "compute")
         previous: list[int] = []
         links = []
+        fetched_after = self._fetched_after(stage) if gathers and self.holds else []
         for index, piece in enumerate(pieces):
-            after: list[int] = []
+            after = self._summed_after(stage, turn) if index == 0 else []
             if gathers:
-                # Prefetch runs one part ahead: the gather of a part waits for the part before the one before it.
-                ahead = [previous[index - 2]] if overlap_gather and index >= 2 else []
+                # Prefetch runs one part ahead: the gather of a part waits for the part before the one before it. Where
+                # chunks stay whole it runs a chunk ahead.
+                ahead = [previous[index - 2]] if overlap_gather and index >= 2 and not self.holds else []
+                ahead += fetched_after if overlap_gather and index == 0 else []
                 lane = Lane(stage, "gather") if overlap_gather else compute
                 action = Action("gather-weights", item.chunk, item.micro_batch, index)
                 after.append(self.program.add(lane, piece.gather, action, ahead))
             action = Action(item.kind, item.chunk, item.micro_batch, index)
-            task = self.program.add(compute, piece.cost, action, after, piece.memory)
+            memory = piece.memory
+            if index == 0:
+                memory = (*(MemoryDelta(self._state(stage, held), at_start=1) for held in turn.takes), *memory)
+            if index == len(pieces) - 1:
+                memory = (*memory, *(MemoryDelta(self._state(stage, held), at_end=-1) for held in turn.gives))
+            task = self.program.add(compute, piece.cost, action, after, memory)
             previous.append(task)
             if index == 0:
                 links = self._waits(task, item, virtual)
@@ -272,10 +298,32 @@ class _Builder:
                     Lane(stage, "reduce") if overlap_reduce else compute, piece.reduce, action, [task]
                 )
                 self.reduces.setdefault(stage, []).append(reduce)
+        if turn.reduces and not forward:
+            self.reduced.setdefault(stage, []).extend(self.reduces.get(stage, [])[-1:])
         self._hand_over(stage, item, virtual, previous[-1])
         return links
 
-    def _waits(self, task: int, item: Pass, virtual: int) -> list[tuple[int, tuple[str, int, int]]]:
+    def _fetched_after(self, stage: int) -> list[int]:
+        """What fetching a chunk waits for: that the one before the last is done with, whose room it takes."""
+        opened = self.opened.setdefault(stage, [])
+        wait = opened[-1:]
+        opened += self.program.lanes.get(Lane(stage, "compute"), [])[-1:]
+        return wait
+
+    def _summed_after(self, stage: int, turn: Turn) -> list[int]:
+        """What the first backward pass of a chunk waits for: that gradients of the one before the last are reduced."""
+        starts = any(state == "gradients" for state, _ in turn.takes)
+        return self.reduced.get(stage, [])[-2:-1] if starts else []
+
+    def _state(self, stage: int, held: tuple[str, int]) -> str:
+        """Size of a chunk's weights or gradients, whole."""
+        what, chunk = held
+        piece = self.virtual[chunk * self.s.stages + stage]
+        key = f"{what}:{_label(piece)}"
+        self.sizes[key] = (what, piece)
+        return key
+
+    def _waits(self, task: int, item: Pass, virtual: int) -> list[Link]:
         last = len(self.virtual) - 1
         if item.kind == "forward":
             return [(task, ("forward", virtual - 1, item.micro_batch))] if virtual > 0 else []
@@ -353,8 +401,9 @@ class _Builder:
         return key
 
     def _sizes(self, composition: Composition) -> tuple[str, str]:
-        saved, transient = f"saved:{_label(composition)}", f"transient:{_label(composition)}"
-        self.sizes[saved], self.sizes[transient] = ("saved", composition), ("transient", composition)
+        while_running = "work" if self.holds else "transient"
+        saved, transient = f"saved:{_label(composition)}", f"{while_running}:{_label(composition)}"
+        self.sizes[saved], self.sizes[transient] = ("saved", composition), (while_running, composition)
         return saved, transient
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Priced:
         exchange_forward, exchange_backward: likewise, context-parallel and expert-parallel collectives.
         gather_forward, gather_backward, reduce, update: of one block; empty mappings when there are none.
         send: one hand-over between stages.
-        parameters, expert_parameters, saved_bytes, transient_bytes: of one block.
+        parameters, expert_parameters, saved_bytes, transient_bytes, whole_weights, whole_gradients: of one block.
     """
 
     forward: Costs
@@ -44,6 +44,8 @@ class Priced:
     expert_parameters: Mapping[BlockName, Array]
     saved_bytes: Mapping[BlockName, Array]
     transient_bytes: Mapping[BlockName, Array]
+    whole_weights: Mapping[BlockName, Array] = field(default_factory=dict)
+    whole_gradients: Mapping[BlockName, Array] = field(default_factory=dict)
 
     def pick(self, which: np.ndarray) -> Priced:
         """The numbers of some candidates only."""
@@ -91,6 +93,8 @@ def price(work: StepWork, model: CostModel) -> Priced:
         saved_bytes={name: block.saved_bytes for name, block in work.blocks.items()},
         expert_parameters={name: block.expert_parameters for name, block in work.blocks.items()},
         transient_bytes={name: block.transient_bytes for name, block in work.blocks.items()},
+        whole_weights={name: block.whole_weights for name, block in work.blocks.items()},
+        whole_gradients={name: block.whole_gradients for name, block in work.blocks.items()},
     )
 
 

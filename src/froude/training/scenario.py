@@ -103,9 +103,11 @@ class Scenario:
             return f"replicate {layout.replicate} does not divide data_parallel {layout.data_parallel}"
         if layout.replicate > 1 and (layout.zero_stage == 0 or arch.experts is not None):
             return f"replicate {layout.replicate} needs sharded states (zero_stage 1 or more) of a dense model"
-        if pp > 1 and layout.zero_stage >= 3:
-            return f"zero_stage {layout.zero_stage} gathers weights in every pass and is not combined with pipelines"
-        found = schedule_named(layout.schedule).objection(pp, self.micro_batches(layout), layout.virtual_stages)
+        schedule = schedule_named(layout.schedule)
+        if pp > 1 and layout.zero_stage >= 3 and not schedule.holds_chunks:
+            what = f"zero_stage {layout.zero_stage} gathers weights in every pass of schedule {schedule.name!r}"
+            return f"{what} and is not combined with pipelines"
+        found = schedule.objection(pp, self.micro_batches(layout), layout.virtual_stages)
         if found:
             return found
         for technique in self.techniques:

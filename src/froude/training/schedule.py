@@ -22,10 +22,14 @@ class Schedule(ABC):
     A stage holds ``chunks`` pieces of the model (virtual stages): piece ``c`` of stage ``s`` is number
     ``c * stages + s`` of all. Which pass waits for which other is the same for all schedules; it is no business of
     theirs.
+
+    A schedule that ``holds_chunks`` goes on with a chunk for several passes, and what ZeRO shards of it stays whole
+    meanwhile: gathered once before them, reduced once after them. With the others every pass gathers and reduces.
     """
 
     name: ClassVar[str]
     source: ClassVar[Source]
+    holds_chunks: ClassVar[bool] = False
 
     def objection(self, stages: int, micro_batches: int, chunks: int) -> str | None:
         """Why this schedule cannot be used with these counts, or None."""

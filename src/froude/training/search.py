@@ -18,7 +18,7 @@ from froude.core.errors import FroudeError, InvalidValueError, UnknownNameError
 from froude.training.bounds import least_memory_bytes, lower_bound_s
 from froude.training.ledger import probability_of_fit
 from froude.training.plan import Layout, Recompute
-from froude.training.scenario import Scenario
+from froude.training.scenario import Scenario, schedule_named
 from froude.training.step import PricedBatch, StepPrediction, predict_priced, price_layouts
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -152,6 +152,7 @@ def enumerate_layouts(scenario: Scenario, fixed: Mapping[str, Any]) -> Iterator[
     tensor = [t for t in _divisors(devices) if t <= max(1, scenario.cluster.scaleup_domain) and arch.heads % t == 0]
     pipeline = [p for p in _divisors(devices) if p <= arch.layers]
     context = [1, 2, 4, 8, 16] if job.seq_len >= LONG_SEQUENCE else [1]
+    holds = schedule_named(fixed.get("schedule", "1f1b")).holds_chunks
     for tp, pp, cp in product(
         _only(fixed, "tensor_parallel", tensor),
         _only(fixed, "pipeline_parallel", pipeline),
@@ -164,8 +165,9 @@ def enumerate_layouts(scenario: Scenario, fixed: Mapping[str, Any]) -> Iterator[
             continue
         per_replica = job.global_batch_sequences // dp
         sizes = [m for m in MICRO_BATCHES if per_replica % m == 0]
-        chunks = [v for v in range(2, MAX_VIRTUAL_STAGES + 1) if pp > 1 and arch.layers % (pp * v) == 0]
-        zero = [1, 2, 3] if pp == 1 and dp > 1 else [1 if dp > 1 else 0]
+        looped = pp > 1 or holds
+        chunks = [v for v in range(2, MAX_VIRTUAL_STAGES + 1) if looped and arch.layers % (pp * v) == 0]
+        zero = [1, 2, 3] if (pp == 1 or holds) and dp > 1 else [1 if dp > 1 else 0]
         for micro_batch, vpp, recompute, zero_stage, ep in product(
             _only(fixed, "micro_batch", sizes),
             _only(fixed, "virtual_stages", [1, *chunks]),

@@ -31,6 +31,7 @@ class Block:
         expert_parameters: of those, in experts.
         saved_bytes: kept from the forward for the backward pass of one micro-batch.
         transient_bytes: needed only while a pass runs.
+        whole_weights, whole_gradients: of those, what sharded weights and gradients of this block take when whole.
     """
 
     forward: Work
@@ -39,6 +40,8 @@ class Block:
     saved_bytes: Array
     transient_bytes: Array = 0.0
     expert_parameters: Array = 0.0
+    whole_weights: Array = 0.0
+    whole_gradients: Array = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,15 @@ def step_work(
     if not late:
         reduced = {name: (*reduced[name], *across.get(name, ())) for name in blocks}
     optimizer = placement.states["optimizer"]
-    whole = {name: _whole_bytes(block, blocks, placement, batch) for name, block in blocks.items()}
+    blocks = {name: _with_whole_bytes(block, placement, batch) for name, block in blocks.items()}
+    fetched_ahead = blocks["layer"].whole_weights
     return StepWork(
         blocks={
-            name: replace(block, transient_bytes=block.transient_bytes + whole[name]) for name, block in blocks.items()
+            name: replace(
+                block,
+                transient_bytes=block.transient_bytes + (block.whole_gradients + (block.whole_weights + fetched_ahead)),
+            )
+            for name, block in blocks.items()
         },
         gather_forward=gather_forward,
         gather_backward=gather_backward,
@@ -128,18 +136,18 @@ def step_work(
     )
 
 
-def _whole_bytes(block: Block, blocks: Blocks, placement: Placement, batch: LayoutBatch) -> Array:
+def _with_whole_bytes(block: Block, placement: Placement, batch: LayoutBatch) -> Block:
     """What sharded states hold whole for a while.
 
-    With ZeRO-2 and 3 a block's gradients until they are reduced; with ZeRO-3 its weights while it works, and those of
-    the layer that is fetched ahead.
+    With ZeRO-2 and 3 a block's gradients until they are reduced; with ZeRO-3 its weights while it works (and those of
+    the layer that is fetched ahead).
     """
-    size: Array = 0.0
     if batch.zero_stage >= 2:
-        size = block.parameters * placement.states["gradients"].bytes_per_parameter
+        whole = block.parameters * placement.states["gradients"].bytes_per_parameter
+        block = replace(block, whole_gradients=whole)
     if batch.zero_stage >= 3:
-        size = size + (block.parameters + blocks["layer"].parameters) * placement.states["weights"].bytes_per_parameter
-    return size
+        block = replace(block, whole_weights=block.parameters * placement.states["weights"].bytes_per_parameter)
+    return block
 
 
 def _replicated(

@@ -26,6 +26,7 @@ from froude.runtime.train.worker import WARM_UP, StepReport, TrainJob, train
 from froude.training.controller import BatchController
 from froude.training.plan import TrainPlan
 from froude.training.scenario import Scenario
+from froude.training.schedule import schedules
 from froude.training.step import StepPrediction, predict
 
 DEFAULT_STEPS = 12
@@ -155,6 +156,11 @@ def check_plan(plan: TrainPlan) -> None:
             raise InvalidValueError(f"layout.{name}", getattr(layout, name), "does not run here yet; use 1")
     if layout.zero_stage >= 2 and layout.tensor_parallel * layout.pipeline_parallel > 1:
         raise InvalidValueError("layout.zero_stage", layout.zero_stage, "runs with data parallelism alone; use 1 here")
+    if layout.pipeline_parallel == 1 and layout.virtual_stages > 1:
+        raise InvalidValueError("layout.virtual_stages", layout.virtual_stages, "runs in a pipeline alone; use 1 here")
+    if layout.zero_stage >= 2 and schedules.create(layout.schedule).holds_chunks:
+        what = "keeps weights whole from pass to pass, which zero_stage 2 and 3 do not do here; the nearest is 'gpipe'"
+        raise InvalidValueError("layout.schedule", layout.schedule, what)
     if plan.techniques:
         name = plan.techniques[0].name
         raise InvalidValueError("techniques", name, "can be simulated but does not run here yet; leave it out")

@@ -107,6 +107,8 @@ class Layout(Spec):
         ):
             if value > 1:
                 parts.append(f"{name} {value}")
+        if self.schedule in ("gpipe", "breadth-first"):
+            parts.append(self.schedule)
         if self.stage_layers is not None:
             parts.append("layers " + "-".join(map(str, self.stage_layers)))
         recompute = "+".join([self.recompute, *self.recompute_modules])

@@ -2,6 +2,8 @@
 
 With a schedule that stays with a chunk, its weights are gathered before the first of these passes, and its gradients
 reduced after the last, while the next chunk's weights are fetched and the previous chunk's gradients are reduced.
+
+On one stage this is layered gradient accumulation: Lamy-Poirier 2021, arXiv:2106.02679 (row 233 of the catalogue).
 """
 
 from __future__ import annotations

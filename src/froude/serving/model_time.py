@@ -74,11 +74,12 @@ class ModelIterationTime(ReplicaTime):
         self._popularity = default_constants()["experts.popularity"]
         self._starts = Starts.of(cluster, engine, blocks=self.precision.blocks)
         self._device_ps = round(self._attention_gap_s() * PS)
-        self._step_ps = round(engine.step_s.value * PS)
-        self._sequence_ps = round(engine.sequence_s.value * PS)
+        host = 1.0 if cluster.device.measured else default_constants().of_generation("host.speed", cluster.device.name)
+        self._step_ps = round(engine.step_s.value / host * PS)
+        self._sequence_ps = round(engine.sequence_s.value / host * PS)
         self._key_ps, self._row_ps = self._decode_line()
         self._graph_prompts, self._graph_tokens = engine.graph_prompts, engine.graph_tokens * data_parallel
-        self._launch_ps = round(self._launch_s() * PS)
+        self._launch_ps = round(self._launch_s() / host * PS)
         self._tokens: dict[int, int] = {}
         self._sampled: dict[int, int] = {}
         self._chunks: dict[int, tuple[int, int]] = {}

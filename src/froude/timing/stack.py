@@ -84,7 +84,7 @@ class Stack(Spec):
     all_reduce: Literal["library", "direct"] = "library"
     casts: Literal["transposed", "separate", "fused"] = "transposed"
     experts: Literal[
-        "library", "streams", "fused", "tensorrt-llm", "deepgemm", "cutlass", "triton", "vllm", "vllm-triton", "sglang"
+        "library", "streams", "fused", "tensorrt-llm", "deepgemm", "cutlass", "marlin", "vllm", "vllm-triton", "sglang"
     ] = "library"
     products: Literal["library", "tensorrt-llm", "vllm", "sglang"] = "library"
     dispatch: Literal["all-to-all", "deduplicated"] = "all-to-all"

@@ -65,7 +65,7 @@ def size_pool(
 
     def left(ways: int) -> tuple[float, float, float, float]:
         weights = (experts / (ways * data_parallel) + others / ways) / pipeline_parallel
-        peak = _activation_bytes(arch, ways, max_batched_tokens, max_seqs)
+        peak = _activation_bytes(arch, ways, max_batched_tokens / data_parallel, max_seqs / data_parallel)
         others_bytes = peak + engine.reserve_bytes.value
         match engine.memory_fraction_of:
             case "all":
@@ -96,7 +96,7 @@ def _token_bytes(arch: Architecture, ways: int, kv_dtype: str) -> float:
     return arch.kv_bytes_per_token(BYTES_PER_ELEMENT[kv_dtype], tensor_parallel=ways)
 
 
-def _activation_bytes(arch: Architecture, ways: int, tokens: int, seqs: int) -> float:
+def _activation_bytes(arch: Architecture, ways: int, tokens: float, seqs: float) -> float:
     """Peak of one iteration: residual and its norm, the widest inner tensors of a layer, the fp32 logits twice."""
     ffn = arch.ffn if arch.experts is None else arch.experts.top_k * arch.experts.ffn + arch.experts.shared_ffn
     inner = max((3 if arch.gated else 2) * ffn, arch.query_width + 2 * arch.kv_width) / ways

@@ -22,6 +22,7 @@ from froude.serving.measured import Predicted, Progress, score_rows, trace_of
 from froude.serving.measured_row import COLUMNS, Run, run_of
 from froude.serving.scores import ServeCheck
 
+WORKER_TOKENS = 8192  # of an iteration, whatever recipes of whole runs leave room for
 _WORKERS = re.compile(r"disagg prefill (\d+)w bs=(\d+) decode (\d+)w bs=(\d+)")
 
 
@@ -102,7 +103,7 @@ def predict_apart(apart: Apart) -> Predicted:
         prefill_tp=prefill.tensor_parallel,
         prefill_dp=prefill.data_parallel,
         prefill_ep=prefill.expert_parallel,
-        chunk_tokens=max(decode.chunk_tokens, decode.max_seqs),
+        chunk_tokens=max(decode.chunk_tokens, WORKER_TOKENS, decode.max_seqs),
         max_seqs=decode.max_seqs,
         stack=dict(decode.stack),
         prompt_graph_tokens=decode.chunk_tokens if decode.prompt_graphs else None,

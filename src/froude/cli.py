@@ -48,8 +48,20 @@ def main() -> None:
         # A usage error of the command line; the class lives in click, or inside typer in releases that carry their own.
         if not hasattr(error, "format_message"):
             raise
-        _fail(error.format_message())
+        _fail(error.format_message() + _nearest_command(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _nearest_command(error: Exception) -> str:
+    """The command that may have been meant, as the end of an error sentence."""
+    from froude.core.errors import suggestion
+
+    context = getattr(error, "ctx", None)
+    commands = getattr(getattr(context, "command", None), "commands", {})
+    said = str(getattr(error, "message", ""))
+    if not commands or not said.startswith("No such command '"):
+        return ""
+    return f" {suggestion(said.split(chr(39))[1], commands).capitalize()}"
 
 
 def _fail(sentence: str) -> None:

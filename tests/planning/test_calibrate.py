@@ -90,6 +90,13 @@ def test_what_does_not_help_is_said() -> None:
     assert single.warnings
 
 
+def test_a_run_of_another_plan_is_noticed() -> None:
+    run = observed(Calibration())[0]
+    for factor, noticed in ((1.1, False), (0.4, True)):
+        found = learn([Observed("log", run.scenario, run.layout, run.step_s * factor)])
+        assert any("is the plan what ran" in warning for warning in found.warnings) is noticed
+
+
 def test_constants_are_used_by_plans_and_simulations(tmp_path: Path) -> None:
     file = tmp_path / "constants.yaml"
     Calibration(constants={"clock.ampere": 0.6}).write(file)

@@ -167,6 +167,8 @@ def test_a_vllm_run_must_name_its_devices(tmp_path: Path) -> None:
         ({"clock": "processor", "threads": 2}, "threads"),
         ({"kv_blocks": 2}, "kv_blocks"),
         ({"trace": "no-such-file.csv"}, "no-such-file.csv"),
+        ({"model": {**MODEL, "layers": 0}}, "model.layers: 0"),
+        ({"model": {**MODEL, "layer": 2}}, r"model.*layer: unknown key; did you mean 'layers'"),
         ({"model": {**MODEL, "layers": 1000, "hidden": 65536, "ffn": 65536}}, "GiB"),
     ],
 )

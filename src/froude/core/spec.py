@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,8 +94,12 @@ def explain(report: ValidationError, cls: type[BaseModel] | None = None) -> str:
     """The most useful of pydantic's findings in one sentence; ``cls`` is the model whose keys are offered instead."""
     errors = report.errors()
     # An unknown key is the most useful thing to say first: a misspelt key also shows up as a missing one.
-    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    field = ".".join(str(part) for part in error["loc"]) or report.title
+    unknown = (e for e in errors if e["type"] == "extra_forbidden")
+    # Where a field may be of several kinds, that the value is of none of the others says nothing.
+    error = next(unknown, None) or next((e for e in errors if not e["type"].endswith("_type")), errors[0])
+    kinds = {"str", "int", "float", *(c.__name__ for c in _kinds(BaseModel))}  # which pydantic names on the way
+    path = [str(part) for part in error["loc"] if part not in kinds and not str(part).startswith("function-")]
+    field = ".".join(path) or report.title
     value = error.get("input")
     if error["type"] == "extra_forbidden" and cls is not None:
         return f"{field}: unknown key; {suggestion(str(error['loc'][-1]), _keys_at(cls, error['loc'][:-1]))}"
@@ -109,6 +114,12 @@ def explain(report: ValidationError, cls: type[BaseModel] | None = None) -> str:
     if not error["loc"]:
         return message  # a check over several fields, which names them itself
     return f"{field}: {value!r} is not valid: {message[0].lower()}{message[1:]}"
+
+
+def _kinds(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for kind in cls.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
 
 
 def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

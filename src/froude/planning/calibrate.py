@@ -28,6 +28,9 @@ from froude.training.plan import TrainPlan
 from froude.training.scenario import Scenario
 from froude.training.scores import Scores
 
+_ANOTHER_PLAN = 1.5
+"""From this factor between what was learned and what was measured, it is likelier that something else ran."""
+
 ROUNDS = 4
 FARTHEST = 4.0
 """Prior standard deviations that a constant may move."""
@@ -128,6 +131,13 @@ class Calibrated:
             said.append("one run only: nothing can be left out, so nothing is known of how well this predicts others")
         elif not self.helps:
             said.append("this calibration does not predict runs left out better than the constants that ship: leave it")
+        gaps = self.fitted_s / np.array([run.step_s for run in self.runs])
+        worst = int(np.abs(np.log(gaps)).argmax())
+        if max(gaps[worst], 1.0 / gaps[worst]) > _ANOTHER_PLAN:
+            said.append(
+                f"{self.runs[worst].name} is predicted at {gaps[worst]:.2g} times its step even with what was learned: "
+                "is the plan what ran?"
+            )
         if not self.learned:
             said.append("no constant that is learned matters to these runs")
         if self.thinned_from > len(self.runs):

@@ -11,7 +11,7 @@ from froude.core.spec import write_atomically
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --soft: #57606a; --accent: #0b5cad; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p.lead { color: var(--soft); margin-top: 0; }
 div.table { overflow-x: auto; }
@@ -21,7 +21,7 @@ th { color: var(--soft); font-weight: 600; } th.left, td.left { text-align: left
 td, th { white-space: nowrap; } td.left { white-space: normal; min-width: 11rem; }
 figure { margin: 1rem 0; overflow-x: auto; background: #fff; border-radius: 6px; }
 figcaption, p.note { color: var(--soft); font-size: .88rem; } figcaption { padding: .2rem .5rem; color: #57606a; }
-pre { background: rgba(127,127,127,.12); padding: .7rem; overflow-x: auto; border-radius: 6px; }
+pre { background: rgba(127,127,127,.12); padding: .7rem; white-space: pre-wrap; border-radius: 6px; }
 """
 
 

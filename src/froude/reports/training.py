@@ -136,7 +136,7 @@ def ranking_chart(found: TrainPlans) -> Any:
 
     rows = [
         {
-            "layout": f"{i + 1}. {plan.prediction.layout.describe()}",
+            "place": str(i + 1),  # layouts themselves would cover each other: the best are often much alike
             "step": plan.prediction.step_s,
             "memory": plan.prediction.peak_bytes / 2**30,
         }
@@ -147,7 +147,7 @@ def ranking_chart(found: TrainPlans) -> Any:
         alt.X("memory:Q", title="peak memory, GiB", scale=scale), alt.Y("step:Q", title="step, s", scale=scale)
     )
     points = base.mark_circle(size=70, color="#0b5cad")
-    labels = base.mark_text(align="left", dx=7, fontSize=10).encode(text="layout:N")
+    labels = base.mark_text(align="left", dx=7, fontSize=10).encode(text="place:N")
     return (points + labels).properties(width=620, height=320)
 
 
@@ -175,4 +175,4 @@ def add_plans(page: Report, found: TrainPlans) -> None:
         f"{found.evaluated:,} layouts considered, {found.feasible:,} may fit, {found.exact} evaluated exactly.",
         note=True,
     )
-    page.chart(ranking_chart(found), "Time against memory of the ranked layouts.")
+    page.chart(ranking_chart(found), "Time against memory of the layouts, numbered from the best as in the table.")

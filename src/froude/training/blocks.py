@@ -6,7 +6,7 @@ a technique adds, removes or changes operators and collectives; sizes are arrays
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +18,12 @@ from froude.models.parts import INSIDE, between, linear
 from froude.models.transformer import embedding_operators, head_operators, layer_operators
 from froude.timing.cost import Collective
 from froude.timing.stack import Stack
+from froude.training.context import attention_of_rank, exchanges, held_ways
 from froude.training.experts import exchange, routed_operators
 from froude.training.ledger_tensors import head_held, layer_held, weight_gradient_bytes
 from froude.training.placement import LayoutBatch, Placement
 from froude.training.plan import PRODUCT_DTYPES, Job, RecomputeModule
-from froude.training.work import Block, BlockName, Blocks, Work, activation_bytes, stream_bytes, stream_dtype
+from froude.training.work import Block, BlockName, Blocks, Work, stream_bytes, stream_dtype
 
 
 def model_blocks(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> Blocks:
@@ -51,7 +52,7 @@ def _layer(
     ways = _ways(arch, placement)
     dtype = stream_dtype(job)
     operators = [
-        _product_dtype(op, job, stack).shard(ways)
+        attention_of_rank(_product_dtype(op, job, stack).shard(ways), batch)
         for op in layer_operators(arch, batch=batch.micro_batch, queries=job.seq_len, dtype=dtype, dense=dense)
     ]
     routed = arch.experts is not None and not dense
@@ -67,14 +68,14 @@ def _layer(
         attention_region = tuple(
             replace(c, bytes=c.bytes * share) if "open" in c.name or "input" in c.name else c for c in region
         )
-    ring, ring_backward = _ring(arch, job, batch, placement, ways)
+    around, around_backward = exchanges(arch, job, batch, placement, ways)
     # Two regions, attention and MLP, each between its opening and its closing collective. Routed tokens travel to
     # their experts and back instead.
-    attention: Work = (*attention_opening, *operators[:out], *ring, *closing)
+    attention: Work = (*attention_opening, *operators[:out], *around, *closing)
     there, back = _exchange(arch, job, batch, placement, stack) if routed else (opening, closing)
     forward: Work = (*attention, *there, *operators[out:], *back)
     last: Work = (*there, *back) if routed else region
-    regions_backward: Work = (*attention_region, *ring_backward, *last)
+    regions_backward: Work = (*attention_region, *around_backward, *last)
     modules: set[RecomputeModule] = set(batch.recompute_modules)
     if batch.recompute == "selective":
         modules.add("core_attn")
@@ -86,7 +87,7 @@ def _layer(
     if stack.host == "compiled" and not routed:  # nobody reads the layer's last product again: it is left out
         again = tuple(op for op in again if op.name not in ("mlp-down", "mlp-residual"))
 
-    held = layer_held(arch, job, batch, ways, stack, dense=dense)
+    held = layer_held(arch, job, batch, held_ways(arch, batch, ways), stack, dense=dense)
     expert_parameters: Array = 0.0
     if routed and arch.experts is not None:
         pieces = placement.mesh["ep"] * placement.mesh["etp"] if batch.spread_experts else placement.mesh["tp"]
@@ -140,23 +141,6 @@ def _exchange(
     if batch.spread_experts:
         return exchange(stream_bytes(arch, job, batch), arch.experts, batch, placement, stack)
     return _region_collectives(arch, job, batch, placement)
-
-
-def _ring(
-    arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, ways: Mapping[str, Array]
-) -> tuple[Work, Work]:
-    """Context parallelism: keys and values go round the ring while attention works on those that are here.
-
-    The backward pass sends them round again, and their gradients. Liu et al. 2023, Ring Attention, arXiv:2310.01889.
-    """
-    if not np.any(np.greater(batch.context_parallel, 1)):
-        return (), ()
-    tokens = batch.micro_batch * job.seq_len
-    size = 2.0 * tokens * arch.kv_width / ways["kv_heads"] * activation_bytes(job)
-    group = placement.group("cp")
-    pass_on = Collective(kind="all-gather", bytes=size, group=group, name="cp-ring", hides_behind="attention")
-    again = replace(pass_on, hides_behind="attention-backward")
-    return (pass_on,), (again, replace(again, kind="reduce-scatter", name="cp-ring-gradients"))
 
 
 def _embedding(arch: Architecture, job: Job, batch: LayoutBatch, placement: Placement, stack: Stack) -> Block:

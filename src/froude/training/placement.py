@@ -10,7 +10,7 @@ import numpy as np
 
 from froude.core.arrays import Array
 from froude.machines.cluster import Group
-from froude.training.plan import Job, Layout, OffloadModule, Recompute, RecomputeModule
+from froude.training.plan import ContextExchange, Job, Layout, OffloadModule, Recompute, RecomputeModule
 
 MESH_AXES = ("tp", "cp", "dp", "pp")
 """Innermost first: neighbours along "tp" are neighbours in the machine."""
@@ -40,6 +40,7 @@ class LayoutBatch:
     offload_modules: tuple[OffloadModule, ...]
     sequence_parallel: bool
     spread_experts: bool
+    context_exchange: ContextExchange
 
     @classmethod
     def of(cls, layouts: Sequence[Layout]) -> LayoutBatch:
@@ -47,7 +48,9 @@ class LayoutBatch:
         kinds = {kind(layout) for layout in layouts}
         if len(kinds) != 1:
             raise ValueError(f"a batch holds layouts of one kind, not {len(kinds)}")
-        zero_stage, recompute, recompute_modules, offload_modules, sequence_parallel, spread_experts = kinds.pop()
+        zero_stage, recompute, recompute_modules, offload_modules, sequence_parallel, spread_experts, exchange = (
+            kinds.pop()
+        )
 
         def column(name: str) -> np.ndarray:
             return np.array([getattr(layout, name) for layout in layouts], dtype=float)
@@ -69,15 +72,17 @@ class LayoutBatch:
             offload_modules=offload_modules,
             sequence_parallel=sequence_parallel,
             spread_experts=spread_experts,
+            context_exchange=exchange,
         )
 
 
 def kind(
     layout: Layout,
-) -> tuple[int, Recompute, tuple[RecomputeModule, ...], tuple[OffloadModule, ...], bool, bool]:
+) -> tuple[int, Recompute, tuple[RecomputeModule, ...], tuple[OffloadModule, ...], bool, bool, ContextExchange]:
     """What layouts must share to be priced together."""
     not_kept = layout.recompute, layout.recompute_modules, layout.offload_modules
-    return layout.zero_stage, *not_kept, layout.sequence_parallel, layout.expert_parallel > 1
+    spread = layout.expert_parallel > 1
+    return layout.zero_stage, *not_kept, layout.sequence_parallel, spread, layout.context_exchange
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ RecomputeModule = Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe",
 OffloadModule = Literal["attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act"]
 """Parts of a layer whose inputs wait in host memory, as Megatron-Core's ``offload_modules`` names them."""
 
-
+ContextExchange = Literal["ring", "all-to-all"]
+"""How ranks that divide a sequence come by what attention needs (`froude.training.context`)."""
 Kernels = Literal["fitted", "measured"]
 
 
@@ -76,6 +77,7 @@ class Layout(Spec):
     tensor_parallel: Positive = 1
     pipeline_parallel: Positive = 1
     context_parallel: Positive = 1
+    context_exchange: ContextExchange = "ring"
     expert_parallel: Positive = 1
     expert_tensor_parallel: Positive = 1
     virtual_stages: Positive = 1
@@ -107,6 +109,8 @@ class Layout(Spec):
         ):
             if value > 1:
                 parts.append(f"{name} {value}")
+        if self.context_exchange != "ring":
+            parts.append(self.context_exchange)
         if self.schedule in ("gpipe", "breadth-first"):
             parts.append(self.schedule)
         if self.stage_layers is not None:

@@ -14,6 +14,7 @@ from froude.timing.extra import with_kernels
 from froude.timing.roofline import Roofline
 from froude.timing.stack import Stack, find_stack
 from froude.training.build import Composition, compositions, split_layers
+from froude.training.context import objection as objection_to_context
 from froude.training.plan import Job, Layout, TrainPlan
 from froude.training.schedule import Schedule, schedules
 from froude.training.technique import TrainingTechnique, techniques
@@ -75,9 +76,7 @@ class Scenario:
         arch, job = self.architecture, self.job
         if layout.devices != self.cluster.count:
             return f"layout uses {layout.devices} devices, the cluster has {self.cluster.count}"
-        if job.seq_len % layout.context_parallel:
-            return f"context_parallel {layout.context_parallel} does not divide seq_len {job.seq_len}"
-        found = self._objection_to_experts(layout)
+        found = objection_to_context(arch, job, layout) or self._objection_to_experts(layout)
         if found:
             return found
         tp, pp = layout.tensor_parallel, layout.pipeline_parallel

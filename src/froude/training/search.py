@@ -33,6 +33,7 @@ FIXABLE = {
     "pp": "pipeline_parallel",
     "dp": "data_parallel",
     "cp": "context_parallel",
+    "context_exchange": "context_exchange",
     "ep": "expert_parallel",
     "vpp": "virtual_stages",
     "micro_batch": "micro_batch",
@@ -79,7 +80,7 @@ def parse_fixed(text: str | None) -> dict[str, Any]:
             raise InvalidValueError("fix", name, "is given twice")
         if not equals or not value.strip():
             raise InvalidValueError("fix", item, "must be NAME=VALUE, such as tp=8")
-        if field in ("recompute", "schedule"):
+        if field in ("recompute", "schedule", "context_exchange"):
             fixed[field] = value.strip()
             continue
         try:
@@ -180,6 +181,7 @@ def enumerate_layouts(scenario: Scenario, fixed: Mapping[str, Any]) -> Iterator[
                 tensor_parallel=tp,
                 pipeline_parallel=pp,
                 context_parallel=cp,
+                context_exchange=fixed.get("context_exchange", "ring"),
                 expert_parallel=ep,
                 virtual_stages=vpp,
                 schedule=fixed.get("schedule", "1f1b" if vpp == 1 else "interleaved-1f1b"),

@@ -52,6 +52,21 @@ def test_mooncake(tmp_path):
     assert trace.prefix_ids == ((0, 0), (0, 1), (0, 2)) and trace.prefix_block_tokens == 512
 
 
+def test_bailian_counts_seconds_and_blocks_of_16(tmp_path):
+    row = {
+        "parent_chat_id": -1,
+        "type": "text",
+        "turn": 1,
+        "input_length": 40,
+        "output_length": 9,
+        "hash_ids": [0, 1, 2],
+    }
+    path = tmp_path / "qwen.jsonl"
+    path.write_text("\n".join(json.dumps({"chat_id": i, "timestamp": 2.5 * i, **row}) for i in range(3)))
+    trace = load_trace(str(path))
+    assert trace.arrival_s.tolist() == [0.0, 2.5, 5.0] and trace.prefix_block_tokens == 16
+
+
 def test_vllm_log(tmp_path):
     row = {
         "input_toks": 10,

@@ -3,6 +3,7 @@
 - Azure 2023 and 2024 (``TIMESTAMP,ContextTokens,GeneratedTokens``): Patel et al. (2024), Splitwise, arXiv:2311.18677.
 - Mooncake JSONL (``timestamp`` in ms, ``input_length``, ``output_length``, ``hash_ids`` of 512 tokens each): Qin et al.
   (2024), Mooncake, arXiv:2407.00079.
+- Qwen-Bailian JSONL, the same but for seconds and blocks of 16: Wang et al. (2025), arXiv:2506.02634.
 - Vidur CSV (``arrived_at,num_prefill_tokens,num_decode_tokens``): Agrawal et al. (2024), arXiv:2405.05465.
 - BurstGPT CSV (``Timestamp,Model,Request tokens,Response tokens,...``; failed requests, of no response, are left out):
   Wang et al. (2024), BurstGPT, arXiv:2401.17644.
@@ -43,6 +44,7 @@ ARRIVAL = ("arrival_s", "arrived_at", "arrival_time", "arrival", "timestamp", "t
 INPUT = ("input_tokens", "num_prefill_tokens", "prompt_tokens", "ContextTokens", "Request tokens", "input_length")
 OUTPUT = ("output_tokens", "num_decode_tokens", "completion_tokens", "GeneratedTokens", "Response tokens")
 MOONCAKE_BLOCK_TOKENS = 512
+BAILIAN_BLOCK_TOKENS = 16
 TEXT = ("client", "after", "model")
 LONG = 1 << 25  # characters from which polars is faster than Python's own reader, its import included
 
@@ -294,16 +296,19 @@ def _values(name: str, rows: list[Mapping[str, Any]], field: str) -> list[float]
 
 
 def _mooncake(name: str, rows: list[Mapping[str, Any]]) -> Trace:
-    arrival_s = [ms / 1e3 for ms in _values(name, rows, "timestamp")]
+    second, block, source = 1e3, MOONCAKE_BLOCK_TOKENS, "Qin et al. (2024), Mooncake, arXiv:2407.00079"
+    if "parent_chat_id" in rows[0]:
+        second, block, source = 1.0, BAILIAN_BLOCK_TOKENS, "Wang et al. (2025), KVCache in the Wild, arXiv:2506.02634"
+    arrival_s = [stamp / second for stamp in _values(name, rows, "timestamp")]
     more: dict[str, Any] = {}
     if all(isinstance(row.get("hash_ids"), list) for row in rows):
-        more = {"prefix_ids": [row["hash_ids"] for row in rows], "prefix_block_tokens": MOONCAKE_BLOCK_TOKENS}
+        more = {"prefix_ids": [row["hash_ids"] for row in rows], "prefix_block_tokens": block}
     return make_trace(
         name,
         arrival_s,
         _values(name, rows, "input_length"),
         _values(name, rows, "output_length"),
-        source="Qin et al. (2024), Mooncake, arXiv:2407.00079",
+        source=source,
         **more,
     )
 

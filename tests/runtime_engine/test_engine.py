@@ -89,7 +89,8 @@ def serve(
             arrived += 1
         step = engine.step(now)
         steps.append(step)
-        copying += step.iteration.copying_ps(SWAP)
+        moved = (*step.iteration.swapped_out, *step.iteration.swapped_in)
+        copying += sum(SWAP.copy_ps(blocks) for _, blocks in moved)
         if step.idle:
             if step.iteration.preempted:
                 continue
@@ -117,7 +118,7 @@ def test_same_outputs_under_every_policy(name: str, blocks: int) -> None:
     preempted = sum(len(step.iteration.preempted) for step in steps)
     if blocks == 24 and name not in RESERVING:
         assert preempted > 0, "the small cache was meant to force preemptions"
-    if blocks == 200 or name == "orca":
+    if (blocks == 200 and name != "preemptive-priority") or name == "orca":  # it preempts for want of places, too
         assert preempted == 0
 
 

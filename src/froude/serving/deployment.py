@@ -36,6 +36,13 @@ from froude.serving.techniques.speculative import Speculative
 from froude.timing.extra import with_kernels
 from froude.timing.roofline import Roofline
 
+COPY_LAUNCH_S = 5e-6
+"""Host time of an asynchronous copy between device and pinned host memory: estimated, 2.5 to 10 us by host and driver.
+
+vLLM's ``swap_blocks`` (``csrc/cache_kernels.cu``) calls ``cudaMemcpyAsync`` once for each block, of keys and of values,
+in each layer.
+"""
+
 _ALONE = "cannot be combined with disaggregate, autoscale, migrate or failures"
 
 
@@ -226,6 +233,7 @@ def build_deployment(
             chunk_tokens=chunk_tokens,
             max_seqs=max_seqs,
             gpu_memory_utilization=gpu_memory_utilization,
+            swap_space=swap_space,
             techniques=[*techniques, *([Speculative.parse(speculative)] if speculative is not None else [])],
             power_cap=power_cap,
         )
@@ -238,7 +246,6 @@ def build_deployment(
         replicas=replicas,
         router=router,
         autoscale=scaling,
-        swap=None if swap_space is None else _swap(swap_space, one.pool, one.cluster.device),
         migrate=migrate,
         failures=failures,
     )
@@ -283,6 +290,7 @@ def _replica(
     chunk_tokens: int | None,
     max_seqs: int | None,
     gpu_memory_utilization: float | None,
+    swap_space: float | None,
     techniques: list[str | ServingTechnique],
     power_cap: float | None,
 ) -> Deployment:
@@ -328,6 +336,9 @@ def _replica(
     for technique in chosen:
         pool = technique.rewrite_pool(pool, context)
         time = technique.rewrite_time(time, context)
+    swap = None if swap_space is None else _swap(swap_space, pool, machines.device, arch.layers / pipeline_parallel)
+    for technique in chosen:
+        swap = technique.rewrite_swap(swap, context)
     return Deployment(
         arch,
         machines,
@@ -340,6 +351,7 @@ def _replica(
         pool,
         data_parallel=data_parallel,
         expert_parallel=expert_parallel,
+        swap=swap,
         pipeline_parallel=pipeline_parallel,
         power_cap_w=power_cap,
     )
@@ -370,14 +382,15 @@ def _with_prefixes(built: Deployment, kind: bool | str, eviction: str, kv_tiers:
     return replace(built, prefix_cache=True, prefixes=name, eviction=eviction, tiers=tiers)
 
 
-def _swap(gibibytes: float, pool: Pool, device: Device) -> Swap:
-    """Every device copies its own part of a block over its own link to the host."""
+def _swap(gibibytes: float, pool: Pool, device: Device, layers: float) -> Swap:
+    """Every device copies its own part of a block over its own link to the host, keys and values of a layer apart."""
     if not gibibytes > 0:
         raise InvalidValueError("swap_space", gibibytes, "is no amount of memory; give GiB a device")
     if not device.host_bandwidth > 0:
         raise InvalidValueError("swap_space", device.name, "has no link to host memory in the catalogue")
     block_bytes = pool.bytes_per_token * pool.block_tokens
-    return Swap(int(gibibytes * 2**30 // block_bytes), round(block_bytes / device.host_bandwidth * PS))
+    copy_ps, launch_ps = block_bytes / device.host_bandwidth * PS, 2 * layers * COPY_LAUNCH_S * PS
+    return Swap(int(gibibytes * 2**30 // block_bytes), round(copy_ps), launch_ps=round(launch_ps))
 
 
 def configured(engine: EngineSpec, device: Device, precision: str | None, kv_dtype: str | None) -> EngineSpec:

@@ -16,6 +16,7 @@ from froude.core.errors import FroudeError
 from froude.serving.client_lines import ClientLines
 from froude.serving.conductor import Order
 from froude.serving.handover import Holding, parks
+from froude.serving.host_memory import HostMemory
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, Outcome, Segment, Worker
 from froude.serving.policy import Decision, Prefill, Scheduler, Sequence, View
@@ -54,8 +55,7 @@ class Jumper(Holding):
         self.block_tokens = block_tokens
         self.arrivals = arrivals
         self.replica = replica
-        self.swap = worker.swap
-        self.free_host_blocks = worker.swap.host_blocks if worker.swap else 0
+        self.host = HostMemory(worker.swap)
         self.copying_ps = 0  # of sequences that move to host memory and back, before the next iteration
         weights = scheduler.service_weights
         self.lines = ClientLines(self, weights) if weights else None
@@ -130,13 +130,7 @@ class Jumper(Holding):
             sequence.begun_ps = self.now_ps
         self.prefilling.append(sequence)
         if sequence.host_blocks:
-            self.free_host_blocks += sequence.host_blocks
-            self._copy(sequence.host_blocks)
-            sequence.host_blocks = 0
-
-    def _copy(self, blocks: int) -> None:
-        assert self.swap is not None
-        self.copying_ps += self.swap.sequence_ps + blocks * self.swap.block_ps
+            self.copying_ps += self.host.fetch(sequence, self.block_tokens)
 
     def _start_decoding(self, sequence: Sequence) -> None:
         size, computed = self.block_tokens, sequence.computed_tokens
@@ -191,12 +185,11 @@ class Jumper(Holding):
             self.prefilling.remove(sequence)
         self._release(sequence)
         blocks = -(-sequence.computed_tokens // self.block_tokens)
-        if self.swap is not None and 0 < blocks <= self.free_host_blocks:
-            sequence.host_blocks = blocks
-            self.free_host_blocks -= blocks
-            self._copy(blocks)
-        else:
+        copying_ps = self.host.leave(sequence, blocks)
+        if copying_ps is None:
             sequence.computed_tokens = 0
+        else:
+            self.copying_ps += copying_ps
         self.queue.put_back(sequence)
         self.outcome.preemptions[sequence.id] += 1
 
@@ -266,8 +259,8 @@ class Jumper(Holding):
         """See `froude.serving.conductor.Engine`."""
         left = self.queue.drain()
         for sequence in left:
-            self.free_host_blocks += sequence.host_blocks
-            sequence.host_blocks = sequence.computed_tokens = sequence.blocks = 0
+            self.host.drop(sequence)
+            sequence.computed_tokens = sequence.blocks = 0
             self._lose(sequence)
         return left
 
@@ -347,7 +340,7 @@ class Jumper(Holding):
         schedule, segment = self.scheduler.schedule, self.time.segment
         size, growing, completions, active = self.block_tokens, self.growing, self.completions, self.active
         prefilling, first_ps, join = self.prefilling, outcome.first_ps, queue.join
-        cache, reserves, lines, swaps = self.cache, self.reserves, self.lines, self.swap is not None
+        cache, reserves, lines, swap = self.cache, self.reserves, self.lines, self.host.swap
         lower = None if cache is None else cache.lower
         counter = self.counter  # nobody else moves it
         now = iterations = busy = 0
@@ -416,8 +409,9 @@ class Jumper(Holding):
                     first, slope, count = segment(rows, self.context_tokens + rows if rows else 0, prompts)
                 else:
                     first, slope, count = segment(rows, self.context_tokens + rows, ())
-                if swaps and self.copying_ps:
-                    first, slope, count, self.copying_ps = first + self.copying_ps, 0, 1, 0
+                if swap is not None and self.copying_ps:
+                    first, slope, count = swap.with_copies(first, self.copying_ps), 0, 1
+                    self.copying_ps = 0
                 if lower is not None and prefill and (loaded := lower.loaded(first, now)) != first:
                     first, slope, count = loaded, 0, 1
                 if left < count:

@@ -113,11 +113,28 @@ class Swap:
     Attributes:
         host_blocks: room in host memory, in blocks of the cache.
         block_ps, sequence_ps: time to copy a block, and to begin the copy of a sequence, either way.
+        launch_ps: time that the host takes to launch the copies, layer by layer, of one run of adjacent blocks. It
+            launches the next while the last is on its way: the longer of launching and copying counts.
+        group_blocks: adjacent blocks that are copied at once.
+        overlap: the engine computes meanwhile, and the longer of the iteration and its copies counts.
+        reuse: what was copied once stays in host memory, and is not copied there again.
     """
 
     host_blocks: int
     block_ps: int
     sequence_ps: int = 0
+    launch_ps: int = 0
+    group_blocks: int = 1
+    overlap: bool = False
+    reuse: bool = False
+
+    def copy_ps(self, blocks: int) -> int:
+        """Time to copy so many blocks of a sequence, either way."""
+        return self.sequence_ps + max(blocks * self.block_ps, -(-blocks // self.group_blocks) * self.launch_ps)
+
+    def with_copies(self, iteration_ps: int, copying_ps: int) -> int:
+        """What an iteration takes together with the copies before it."""
+        return max(iteration_ps, copying_ps) if self.overlap else iteration_ps + copying_ps
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ long its decision stands leaves ``iterations=1`` and is stepped: slower, still c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from froude.core.errors import InvalidValueError
 from froude.core.registry import Registry, Source
@@ -120,6 +121,14 @@ class Waiting(Protocol):
         """The next one, taken out: the scheduler must put it into its `Decision.prefill`."""
 
 
+@runtime_checkable
+class RankedWaiting(Waiting, Protocol):
+    """The queue of a scheduler with a `Scheduler.key`, which it may change."""
+
+    def ranked(self, epoch: int, key: Callable[[Sequence], Any]) -> Iterator[Sequence]:
+        """All in order, left in place; by ``key`` from now on, if that is of another epoch than the last (first: 0)."""
+
+
 class View(ABC):
     """What a scheduler sees. Executors keep the attributes current; a scheduler only reads (and pops `waiting`).
 
@@ -132,6 +141,7 @@ class View(ABC):
         context_tokens: tokens they hold in the cache together.
         free_blocks: cache blocks nobody holds.
         total_blocks, block_tokens: size of the pool, and of a block.
+        counter: iterations so far in which sequences decoded.
     """
 
     now_ps: int
@@ -143,6 +153,7 @@ class View(ABC):
     free_blocks: int
     total_blocks: int
     block_tokens: int
+    counter: int
 
     @abstractmethod
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
@@ -232,7 +243,8 @@ class Scheduler(ABC):
         """What to do next. Must be a function of the view alone, so that both executors get the same answer."""
 
     def key(self, sequence: Sequence) -> Any:
-        """Order of the waiting queue, smallest first, ties by id; asked once, when the sequence joins the queue.
+        """Order of the waiting queue, smallest first, ties by id; asked once, when the sequence joins the queue,
+        unless the scheduler changes it there (`RankedWaiting.ranked`).
 
         None (for all sequences) means first come, first served, with preempted sequences in front.
         """

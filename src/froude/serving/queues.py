@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,9 @@ class KeyedQueue:
     """Sequences by the scheduler's key, then id."""
 
     def __init__(self, engine: Jumper) -> None:
-        self.engine, self.scheduler = engine, engine.scheduler
+        self.engine = engine
+        self.key: Callable[[Sequence], Any] = engine.scheduler.key
+        self.epoch = 0
         self.heap: list[tuple[Any, int, Sequence]] = []
 
     def __len__(self) -> int:
@@ -83,8 +86,16 @@ class KeyedQueue:
         self.heap.clear()
         return left
 
+    def ranked(self, epoch: int, key: Callable[[Sequence], Any]) -> Iterator[Sequence]:
+        """See `RankedWaiting`."""
+        if epoch != self.epoch:
+            self.key, self.epoch = key, epoch
+            self.heap = [(key(sequence), sequence.id, sequence) for _, _, sequence in self.heap]
+        self.heap.sort()  # which leaves it a heap, and takes little when it was sorted before
+        return (sequence for _, _, sequence in self.heap)
+
     def join(self, sequence: Sequence) -> None:
         """A request arrives, or a preempted sequence returns."""
-        heappush(self.heap, (self.scheduler.key(sequence), sequence.id, sequence))
+        heappush(self.heap, (self.key(sequence), sequence.id, sequence))
 
     put_back = join

@@ -208,7 +208,10 @@ class ServeResult:
             *(
                 [
                     f"preempted requests leave up to {d.swap.host_blocks} blocks of cache in host memory; "
-                    f"the engine waits {d.swap.block_ps / 1e6:.3g} us for each, either way"
+                    + (
+                        f"{d.swap.copy_ps(1000) / 1e9:.3g} ms for a thousand, either way, "
+                        + ("while the engine computes" if d.swap.overlap else "the engine waiting")
+                    )
                 ]
                 if d.swap
                 else []

@@ -7,14 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from froude.core.errors import FroudeError
 from froude.serving.autoscaling import ScalingRouter
 from froude.serving.client_lines import ClientLines
 from froude.serving.conductor import Conductor, Order, replica_for
 from froude.serving.handover import Holding, parks
+from froude.serving.host_memory import HostMemory
 from froude.serving.iteration import EngineObservation, IterationTime, PaceController, change_ps
 from froude.serving.outcome import NO_TIME, KvTiers, Outcome, Swap, Worker, admissible
 from froude.serving.policy import Scheduler, Sequence, View
@@ -28,7 +30,7 @@ class Iteration:
     """One iteration: ``prompts`` as (sequence, tokens to compute, tokens already in the cache), and who decodes.
 
     Before it, those of the ``preempted`` that are in ``swapped_out`` leave their blocks in host memory, and those in
-    ``swapped_in`` fetch them from there; each with how many.
+    ``swapped_in`` fetch them from there; each with how many. The copies take ``copying_ps`` by the simulator's clock.
     """
 
     prompts: list[tuple[Sequence, int, int]] = field(default_factory=list)
@@ -36,20 +38,17 @@ class Iteration:
     preempted: list[Sequence] = field(default_factory=list)
     swapped_out: list[tuple[Sequence, int]] = field(default_factory=list)
     swapped_in: list[tuple[Sequence, int]] = field(default_factory=list)
-
-    def copying_ps(self, swap: Swap | None) -> int:
-        """Time that its copies take."""
-        if swap is None:
-            return 0
-        return sum(swap.sequence_ps + blocks * swap.block_ps for _, blocks in (*self.swapped_out, *self.swapped_in))
+    copying_ps: int = 0
 
 
 class Queue:
     """Sequences waiting, in the scheduler's order."""
 
     def __init__(self, engine: Stepper) -> None:
-        self.engine, self.scheduler = engine, engine.scheduler
+        self.engine = engine
         self.items: list[Sequence] = []
+        self.key: Callable[[Sequence], Any] = engine.scheduler.key
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.items)
@@ -83,15 +82,22 @@ class Queue:
         left, self.items = self.items, []
         return left
 
+    def ranked(self, epoch: int, key: Callable[[Sequence], Any]) -> Iterator[Sequence]:
+        """See `RankedWaiting`."""
+        if epoch != self.epoch:
+            self.key, self.epoch = key, epoch
+            self.items.sort(key=lambda s: (key(s), s.id))
+        return iter(self.items)
+
     def _put(self, sequence: Sequence, front: bool) -> None:
-        key = self.scheduler.key(sequence)
+        key = self.key(sequence)
         if key is None:
             self.items.insert(0 if front else len(self.items), sequence)
             return
         place = 0
         while place < len(self.items):
             other = self.items[place]
-            if (self.scheduler.key(other), other.id) > (key, sequence.id):
+            if (self.key(other), other.id) > (key, sequence.id):
                 break
             place += 1
         self.items.insert(place, sequence)
@@ -112,8 +118,7 @@ class Stepper(Holding):
         super().__init__(parks)
         self.scheduler = scheduler
         self.cache = cache
-        self.swap = swap
-        self.free_host_blocks = swap.host_blocks if swap else 0
+        self.host = HostMemory(swap)
         self.total_blocks = self.free_blocks = total_blocks
         self.block_tokens = block_tokens
         weights = scheduler.service_weights
@@ -121,7 +126,7 @@ class Stepper(Holding):
         self.waiting = self.queue = Queue(self) if self.lines is None else self.lines
         self.active: list[Sequence] = []  # running, in order of admission
         self.prefilling: list[Sequence] = []
-        self.now_ps = 0
+        self.now_ps = self.counter = 0
 
     # -- what a scheduler sees ---------------------------------------------------------------------------------------
 
@@ -185,8 +190,7 @@ class Stepper(Holding):
                 sequence.begun_ps = now_ps
                 if sequence.host_blocks:
                     iteration.swapped_in.append((sequence, sequence.host_blocks))
-                    self.free_host_blocks += sequence.host_blocks
-                    sequence.host_blocks = 0
+                    iteration.copying_ps += self.host.fetch(sequence, self.block_tokens)
         return iteration
 
     def finish(self, iteration: Iteration, stopped: Collection[int] = ()) -> tuple[list[Sequence], list[Sequence]]:
@@ -200,6 +204,7 @@ class Stepper(Holding):
             Sequences that got a token, and those of them that are complete.
         """
         emitted = []
+        self.counter += bool(iteration.decoding)
         for sequence, tokens, _ in iteration.prompts:
             sequence.computed_tokens += tokens
             if self.cache is not None:
@@ -250,8 +255,8 @@ class Stepper(Holding):
         """Take out all that wait; nothing is kept of what was computed."""
         left = self.queue.drain()
         for sequence in left:
-            self.free_host_blocks += sequence.host_blocks
-            sequence.host_blocks = sequence.computed_tokens = sequence.blocks = 0
+            self.host.drop(sequence)
+            sequence.computed_tokens = sequence.blocks = 0
         return left
 
     def adopt(self, sequence: Sequence) -> None:
@@ -265,12 +270,12 @@ class Stepper(Holding):
             self.prefilling.remove(sequence)
         self._release(sequence)
         blocks = -(-sequence.computed_tokens // self.block_tokens)
-        if 0 < blocks <= self.free_host_blocks:
-            sequence.host_blocks = blocks
-            self.free_host_blocks -= blocks
-            iteration.swapped_out.append((sequence, blocks))
-        else:
+        copying_ps = self.host.leave(sequence, blocks)
+        if copying_ps is None:
             sequence.computed_tokens = 0
+        else:
+            iteration.copying_ps += copying_ps
+            iteration.swapped_out.append((sequence, blocks))
         self.queue.put_back(sequence)
         iteration.preempted.append(sequence)
 
@@ -456,17 +461,20 @@ class _Replica:
             carry_out(self, now)
         self._observe(now)
         iteration = self.stepper.begin(now)
-        copying_ps = iteration.copying_ps(self.stepper.swap)
+        copying_ps = iteration.copying_ps
         while iteration.preempted and not iteration.prompts and not iteration.decoding:
             self._count(iteration)
             iteration = self.stepper.begin(now)
-            copying_ps += iteration.copying_ps(self.stepper.swap)
+            copying_ps += iteration.copying_ps
         self._count(iteration)
         if not iteration.prompts and not iteration.decoding:
             return
         context = sum(s.computed_tokens + 1 for s in iteration.decoding)
         prompts = [(tokens, prefix) for _, tokens, prefix in iteration.prompts]
-        took = copying_ps + self.time.segment(len(iteration.decoding), context, prompts)[0]
+        took = self.time.segment(len(iteration.decoding), context, prompts)[0]
+        if copying_ps:
+            assert self.stepper.host.swap is not None
+            took = self.stepper.host.swap.with_copies(took, copying_ps)
         if self.stepper.cache is not None and self.stepper.cache.lower is not None:
             took = self.stepper.cache.lower.loaded(took, now)
         self.iteration, self.ends_ps = iteration, now + took

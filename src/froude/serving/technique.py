@@ -15,6 +15,7 @@ from froude.models.architecture import Architecture
 from froude.serving.engine_spec import EngineSpec
 from froude.serving.iteration import IterationTime
 from froude.serving.kv_cache import Pool
+from froude.serving.outcome import Swap
 from froude.serving.policy import Scheduler
 from froude.timing.cost import CostModel
 
@@ -45,6 +46,10 @@ class ServingTechnique(Technique):
     def rewrite_pool(self, pool: Pool, context: ServingContext) -> Pool:
         """Change what the cache holds."""
         return pool
+
+    def rewrite_swap(self, swap: Swap | None, context: ServingContext) -> Swap | None:
+        """Change what preemption by swapping costs; None where preempted requests are computed again."""
+        return swap
 
     def rewrite_time(self, time: IterationTime, context: ServingContext) -> IterationTime:
         """Change what an iteration costs. ``time`` is a `froude.serving.model_time.ModelIterationTime`, or what

@@ -68,6 +68,7 @@ class ServingArm(Spec):
         scheduler, techniques: by name, with their knobs.
         tensor_parallel, pipeline_parallel, replicas, router, disaggregate, prefill_tp, prefill_pp, transfer, migrate,
             prefix_cache (or its kind), eviction, kv_tiers, kv_dtype: as for ``froude simulate serve``.
+        swap_space: GiB a device for preempted requests, 0 to compute them again.
         slo, attainment: targets, and the share of requests that must meet them, where a rate is sought.
     """
 
@@ -95,6 +96,7 @@ class ServingArm(Spec):
     eviction: str | None = None
     kv_tiers: str | None = None
     kv_dtype: str | None = None
+    swap_space: float = Field(default=0.0, ge=0)
     slo: str | None = None
     attainment: float = Field(default=0.9, gt=0, le=1)
 
@@ -131,6 +133,7 @@ class ServingArm(Spec):
             eviction=self.eviction,
             kv_tiers=self.kv_tiers,
             kv_dtype=self.kv_dtype,
+            swap_space=self.swap_space or None,
         )
 
     def load(self) -> Trace:
@@ -247,6 +250,7 @@ METRICS: dict[str, Metric[Served]] = {
     "e2e_mean_s": Metric("lower", lambda run: float(run.result.latencies.e2e_s.mean())),
     "prefill_tokens_per_s": Metric("higher", _prefill_throughput),
     "ttft_mean_s": Metric("lower", lambda run: float(run.result.latencies.ttft_s.mean())),
+    "ttft_p95_s": Metric("lower", lambda run: float(np.quantile(run.result.latencies.ttft_s, 0.95))),
     "ttft_p99_s": Metric("lower", lambda run: float(np.quantile(run.result.latencies.ttft_s, 0.99))),
     "max_rate_per_device": Metric("higher", _max_rate_per_device),
 }

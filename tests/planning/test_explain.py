@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from froude.cli import app
 from froude.core.errors import FroudeError
+from froude.machines.cluster import parse_cluster
+from froude.models.catalogue import resolve
 from froude.planning.explain import Other, _far_better, explain, neighbours
 from froude.planning.suspects import rank_suspects
 from froude.timing.constants import default_constants
 from froude.training.calibration import Calibration
-from froude.training.plan import TrainPlan
+from froude.training.plan import Job, Layout, TrainPlan
 from froude.training.scenario import Scenario
 from froude.training.step import predict
 
@@ -200,3 +202,10 @@ def test_a_layout_out_of_reach_of_single_changes_is_pointed_out() -> None:
     assert "takes 5 s, 2.00 times as fast" in said
     assert not list(_far_better((fast,), (fast,)))  # a single change leads there
     assert not list(_far_better((), (replace(fast, p_fit=0.1),)))
+
+
+def test_the_other_exchange_of_a_divided_sequence_is_tried() -> None:
+    layout = Layout(data_parallel=2, context_parallel=4, zero_stage=1, recompute="full")
+    job = Job(seq_len=32768, global_batch_tokens=32768 * 4)
+    scenario = Scenario(resolve("llama-3.1-8b"), parse_cluster("h100-sxm:8"), job)
+    assert "context_exchange ring -> all-to-all" in [words for words, _ in neighbours(scenario, layout)]

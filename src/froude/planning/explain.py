@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from froude.core.errors import FroudeError
 from froude.planning.suspects import Suspect, rank_suspects
@@ -16,7 +16,7 @@ from froude.training.api import PlannedLayout
 from froude.training.bounds import least_memory_bytes, lower_bound_s
 from froude.training.ledger import probability_of_fit
 from froude.training.outcome import outcome
-from froude.training.plan import Layout, TechniqueUse, TrainPlan
+from froude.training.plan import ContextExchange, Layout, TechniqueUse, TrainPlan
 from froude.training.scenario import Scenario
 from froude.training.schedule import schedules
 from froude.training.search import LONG_SEQUENCE, MIN_P_FIT, parse_fixed, search
@@ -278,6 +278,8 @@ def _moves(scenario: Scenario, layout: Layout) -> Iterator[tuple[str, Any]]:
         divisors = [v for v in range(1, int(per_stage) + 1) if per_stage % v == 0]
         yield from (("virtual_stages", v) for v in divisors if chunks / 2 <= v <= 2 * chunks and v != chunks)
         yield from (("schedule", name) for name in schedules.names())
+    if layout.context_parallel > 1:
+        yield from (("context_exchange", kind) for kind in get_args(ContextExchange))
     yield from (("recompute", kind) for kind in ("none", "selective", "full"))
     yield from (("zero_stage", stage) for stage in (0, 1, 2, 3))
     if layout.tensor_parallel > 1:

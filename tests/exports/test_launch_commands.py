@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from froude.core.errors import FroudeError
-from froude.exports.launch import kubernetes, launch_command, launch_script, read_launch
+from froude.exports.launch import kubernetes, launch_command, launch_script, read_launch, unread_flags
 from froude.serving.deployment import build_deployment
 
 FROUDE = Path(sys.executable).with_name("froude")
@@ -152,3 +153,11 @@ def test_a_command_is_simulated_and_flags_overrule_it(tmp_path):
     assert run.returncode == 0 and "h100" in run.stdout
     none = subprocess.run([FROUDE, *command[:-2], *load], capture_output=True, text=True)
     assert none.returncode == 2 and "--model" in none.stderr
+
+
+def test_flags_that_are_not_read_are_said():
+    launch = "vllm serve llama-3.1-8b --tensor-parallel-size 2 --enforce-eager --max-model-len=4096"
+    assert unread_flags(launch) == ("--enforce-eager", "--max-model-len")
+    for engine in ("vllm", "sglang"):
+        written = launch_command(build_deployment("llama-3.1-8b", "h100-sxm:1", engine=engine))
+        assert not unread_flags(shlex.join(written))

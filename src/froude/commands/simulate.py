@@ -176,10 +176,13 @@ def serve(
         "kernels": None if kernels == "fitted" else kernels,
     }
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    unread: tuple[str, ...] = ()
     if launch is not None:
-        from froude.exports.launch import read_launch
+        from froude.exports.launch import read_launch, unread_flags
 
         asked = {**read_launch(launch), **asked}
+        if flags := unread_flags(launch):
+            unread = (f"launch: {', '.join(flags)}: not read, and the simulation goes on without",)
     if "model" not in asked:
         raise FroudeError("model: none is given; name one with --model, or a command that does with --launch")
     load: dict[str, Any] = {
@@ -204,7 +207,7 @@ def serve(
             as_json=as_json,
             show=lambda: show_models(found),
             assumptions=found.assumptions,
-            warnings=found.warnings,
+            warnings=(*unread, *found.warnings),
         )
         return
     if trace is None:
@@ -234,5 +237,5 @@ def serve(
         as_json=as_json,
         show=show,
         assumptions=result.assumptions,
-        warnings=result.warnings,
+        warnings=(*unread, *result.warnings),
     )

@@ -168,3 +168,9 @@ class Launcher:
         if "model" not in found:
             raise FroudeError(f"command: {shlex.join(words)!r} names no model")
         return found
+
+    def unread(self, words: Sequence[str]) -> tuple[str, ...]:
+        """Flags of such a command that `read` does not look at."""
+        known = {"--model", self.model_flag, *(flag.flag for flag in self.flags), *(one.flag for one in self.switches)}
+        flags = (word.partition("=")[0] for word in words[self.starts(words) or 0 :] if word.startswith("--"))
+        return tuple(flag for flag in flags if self.aliases.get(flag, flag) not in known)

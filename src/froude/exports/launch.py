@@ -118,6 +118,19 @@ def read_launch(text: str | Path) -> dict[str, Any]:
     Raises:
         FroudeError: when no engine's command is in it, or one is and cannot be read.
     """
+    launcher, words, replicas = _command(text)
+    read = launcher.read(words)
+    return read if replicas is None else {**read, "replicas": replicas * read.get("replicas", 1)}
+
+
+def unread_flags(text: str | Path) -> tuple[str, ...]:
+    """Flags of the command that `read_launch` finds there and passes over, which simulations therefore go without."""
+    launcher, words, _ = _command(text)
+    return launcher.unread(words)
+
+
+def _command(text: str | Path) -> tuple[Launcher, list[str], int | None]:
+    """The engine, its command, and the replicas of a manifest."""
     path = Path(text)
     try:
         found = path.is_file()
@@ -130,10 +143,10 @@ def read_launch(text: str | Path) -> dict[str, Any]:
             raise InvalidValueError("launch", path, "cannot be read as text") from None
         if path.suffix in (".yaml", ".yml"):
             return _read_manifest(text, path)
-    return _read_words(str(text))
+    return *_read_words(str(text)), None
 
 
-def _read_words(text: str) -> dict[str, Any]:
+def _read_words(text: str) -> tuple[Launcher, list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         try:
             words = shlex.split(line, comments=True)
@@ -141,12 +154,12 @@ def _read_words(text: str) -> dict[str, Any]:
             continue
         for launcher in (VLLM, SGLANG, TENSORRT_LLM):
             if launcher.starts(words) is not None:
-                return launcher.read(words)
+                return launcher, words
     known = ", ".join(f"`{' '.join(launcher.program)}`" for launcher in (VLLM, SGLANG, TENSORRT_LLM))
     raise FroudeError(f"launch: no engine's command is in {text.strip()[:80]!r}; known are {known}")
 
 
-def _read_manifest(text: str, path: Path) -> dict[str, Any]:
+def _read_manifest(text: str, path: Path) -> tuple[Launcher, list[str], int]:
     try:
         objects = [o for o in yaml.safe_load_all(text) if isinstance(o, dict)]
     except yaml.YAMLError:
@@ -157,6 +170,6 @@ def _read_manifest(text: str, path: Path) -> dict[str, Any]:
         spec = item.get("spec", {})
         for container in spec.get("template", {}).get("spec", {}).get("containers", []):
             words = [str(w) for w in [*container.get("command", []), *container.get("args", [])]]
-            read = _read_words(shlex.join(words) if len(words) != 3 or words[1] != "-c" else words[2])
-            return {**read, "replicas": int(spec.get("replicas", 1)) * read.get("replicas", 1)}
+            found = _read_words(shlex.join(words) if len(words) != 3 or words[1] != "-c" else words[2])
+            return *found, int(spec.get("replicas", 1))
     raise InvalidValueError("launch", path, "holds no Deployment with a container")

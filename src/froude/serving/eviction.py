@@ -41,7 +41,9 @@ class EvictionPolicy(ABC):
 
     def rest(self, units: Iterable[int]) -> None:
         """Nobody reads these any more."""
-        self.units.update(dict.fromkeys(units))
+        idle = self.units
+        for unit in units:
+            idle[unit] = None
 
     def forget(self, unit: int) -> None:
         """An idle unit is gone, though not as a victim."""

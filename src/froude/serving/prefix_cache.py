@@ -138,12 +138,14 @@ class PrefixCache:
         """
         self._matched = None
         own = sequence.blocks - len(sequence.units) * self.unit_blocks
-        readers, units = self.readers, sequence.units[::-1]
-        before = list(map(readers.pop, units))
-        if before.count(1) < len(units):
-            shared = {unit: count - 1 for unit, count in zip(units, before, strict=True) if count > 1}
-            readers.update(shared)
-            units = [unit for unit in units if unit not in shared]
+        readers, units = self.readers, []
+        for unit in reversed(sequence.units):
+            others = readers[unit] - 1
+            if others:
+                readers[unit] = others
+            else:
+                del readers[unit]
+                units.append(unit)
         free = own + len(units) * self.unit_blocks
         if complete and len(sequence.prefix) * self.unit_tokens >= sequence.prompt_tokens + self.unit_tokens:
             last = (sequence.prompt_tokens + sequence.output_tokens - 1) // self.unit_tokens

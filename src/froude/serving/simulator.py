@@ -142,15 +142,18 @@ def route_all(
     ends = [(end, index) for index, end in enumerate(current)]  # heap; an entry that is not current is skipped
 
     def resume(index: int, now: int) -> None:
-        current[index] = end = playing[index].send(now)
-        if end < NO_TIME:
-            heappush(ends, (end, index))
+        end = playing[index].send(now)
+        if end != current[index]:  # else its entry is there
+            current[index] = end
+            if end < NO_TIME:
+                heappush(ends, (end, index))
 
     def catch_up(now: int) -> None:
         due = []
         while ends and ends[0][0] <= now:
             end, index = heappop(ends)
             if end == current[index]:
+                current[index] = NO_TIME  # has no entry any more
                 due.append(index)
         for index in due:
             resume(index, now)

@@ -6,6 +6,8 @@ Source: vLLM and SGLang evict so by default; Mattson et al. (1970), Evaluation T
 
 from __future__ import annotations
 
+from itertools import islice
+
 from froude.core.registry import Source
 from froude.serving.eviction import EvictionPolicy
 
@@ -23,5 +25,8 @@ class Lru(EvictionPolicy):
 
     def victims(self, count: int) -> list[int]:
         """See `EvictionPolicy`."""
-        evict = self.units.popitem
-        return [evict(False)[0] for _ in range(count)]
+        idle = self.units
+        evicted = list(islice(idle, count))
+        for unit in evicted:
+            del idle[unit]
+        return evicted

@@ -8,8 +8,8 @@ cache-aware policy of SGLang's router (``cache_threshold``, ``balance_abs_thresh
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence as Items
-from itertools import repeat
 
 from froude.core.registry import Source
 from froude.serving.policy import Sequence
@@ -42,17 +42,17 @@ class PrefixAware(Router):
         loads = [replica.outstanding for replica in replicas]
         least, most = min(loads), max(loads)
         chosen = loads.index(least)
-        sent = list(map(self._where.get, sequence.prefix, repeat(0)))
-        if most - least <= self.margin or most <= self.factor * least:
-            candidates, shared = -1, 0
-            for mask in sent:
-                if not mask & candidates:
-                    break
-                candidates &= mask
-                shared += 1
-            if shared > self.threshold * len(sent):
-                able = (i for i in range(len(loads)) if candidates >> i & 1)
-                chosen = min(able, key=lambda i: (loads[i], i))
+        where, prefix = self._where, sequence.prefix
+        # Whoever was sent a block was sent those before it, so that masks only lose bits along a prompt.
+        known = bisect_left(prefix, True, key=lambda block: block not in where)
+        candidates = where[prefix[known - 1]] if known else 0
+        if known > self.threshold * len(prefix) and (most - least <= self.margin or most <= self.factor * least):
+            able = (i for i in range(len(loads)) if candidates >> i & 1)
+            chosen = min(able, key=lambda i: (loads[i], i))
         here = 1 << chosen
-        self._where.update(zip(sequence.prefix, [mask | here for mask in sent], strict=True))
+        if not candidates & here:
+            first = bisect_left(prefix, True, hi=known, key=lambda block: not where.get(block, 0) & here)
+            for block in prefix[first:known]:
+                where[block] = where.get(block, 0) | here
+        where.update(dict.fromkeys(prefix[known:], here))
         return chosen

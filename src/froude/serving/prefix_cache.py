@@ -110,8 +110,9 @@ class PrefixCache:
         readers, idle = self.readers, self.idle
         if not (readers.keys().isdisjoint(new) and idle.keys().isdisjoint(new)):
             new = [unit for unit in new if unit not in readers and unit not in idle]
-        readers.update(dict.fromkeys(new, 1))
-        sequence.units.extend(new)
+        for unit in new:
+            readers[unit] = 1
+        sequence.units += new
         return 0
 
     def idles(self, sequence: Sequence, tokens: int) -> bool:

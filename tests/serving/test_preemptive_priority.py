@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,6 +112,17 @@ def test_draws_move_the_favour_at_every_period():
     assert preempted(period=0) == 0
     assert preempted(period=20) < preempted(period=5)
     assert preempted(period=5, keep=0.9) < preempted(period=5)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.9])
+def test_draws_are_even_and_last_as_long_as_they_should(keep):
+    scheduler = SCHEDULERS.create("preemptive-priority", keep=keep)
+    requests = [Sequence(i, 0, 1, 1) for i in range(300)]
+    drawn = np.array([[scheduler._ranks(epoch)(s)[0] for s in requests] for epoch in range(100)])
+    assert drawn.mean() == pytest.approx(0.5, abs=0.03)
+    assert drawn.std() == pytest.approx(12**-0.5, abs=0.03)
+    assert (drawn[1:] == drawn[:-1]).mean() == pytest.approx(keep, abs=0.01)
+    assert abs(np.corrcoef(drawn[:, 1:].ravel(), drawn[:, :-1].ravel())[0, 1]) < 0.04
 
 
 def test_copies_cost_launches_or_bytes_whichever_is_longer():

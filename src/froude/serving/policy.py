@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 from froude.core.errors import InvalidValueError
 from froude.core.registry import Registry, Source
@@ -121,7 +121,6 @@ class Waiting(Protocol):
         """The next one, taken out: the scheduler must put it into its `Decision.prefill`."""
 
 
-@runtime_checkable
 class RankedWaiting(Waiting, Protocol):
     """The queue of a scheduler with a `Scheduler.key`, which it may change."""
 

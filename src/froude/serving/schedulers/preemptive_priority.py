@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 from froude.core.errors import InvalidValueError
 from froude.core.registry import Source
-from froude.serving.draws import uniform
+from froude.serving.draws import quick
 from froude.serving.policy import FOREVER, Decision, RankedWaiting, Sequence, View
 from froude.serving.schedulers.vllm_v0 import VllmV0
+
+MOST_KEPT = 0.95
+"""Beyond it priorities hardly change; they would be looked for through thousands of draws."""
 
 Key = tuple[float, int, int]
 
@@ -47,8 +51,8 @@ class PreemptivePriority(VllmV0):
         super().__init__(max_batched_tokens, max_seqs, watermark)
         if period != int(period) or period < 0:
             raise InvalidValueError("period", period, "is not a number of iterations; the least is 0")
-        if not 0 <= keep < 1:
-            raise InvalidValueError("keep", keep, "is not a probability below 1")
+        if not 0 <= keep <= MOST_KEPT:
+            raise InvalidValueError("keep", keep, f"is not a probability of at most {MOST_KEPT}")
         self.period, self.keep, self.seed = int(period), keep, seed
 
     def key(self, sequence: Sequence) -> Key:
@@ -87,10 +91,9 @@ class PreemptivePriority(VllmV0):
 
     def _yielding(self, view: View, free: int) -> tuple[Sequence, ...]:
         """Running sequences without which more urgent ones fit that do not fit now."""
-        assert isinstance(view.waiting, RankedWaiting)
         epoch = self._epoch(view)
         rank = self._ranks(epoch)
-        waiting = view.waiting.ranked(epoch, rank)
+        waiting = cast(RankedWaiting, view.waiting).ranked(epoch, rank)
         running = sorted(view.running(), key=rank)  # the least urgent last
         room = self.max_seqs - len(running)
         yielding: list[Sequence] = []
@@ -131,6 +134,6 @@ class PreemptivePriority(VllmV0):
 @lru_cache(maxsize=1 << 16)
 def _drawn(seed: int, keep: float, request: int, epoch: int) -> float:
     """Priority of a request: that of the last draw which changed it."""
-    while keep and epoch and uniform(seed, request, epoch, "keep") < keep:
-        epoch -= 1
-    return uniform(seed, request, epoch, "priority")
+    if keep and epoch and quick(2 * seed + 1, request, epoch) < keep:
+        return _drawn(seed, keep, request, epoch - 1)
+    return quick(2 * seed, request, epoch)

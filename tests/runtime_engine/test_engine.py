@@ -106,7 +106,7 @@ def serve(
             finish[sequence.id] = now
 
 
-RESERVING = ("orca", "s3", "tensorrt-llm")  # cache for the whole output is set aside at admission
+RESERVING = ("orca", "s3", "static", "tensorrt-llm")  # cache for the whole output is set aside at admission
 
 
 @pytest.mark.parametrize("blocks", [200, 30, 24])

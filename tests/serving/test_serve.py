@@ -94,6 +94,11 @@ def test_tensor_parallelism_speeds_up_less_than_its_degree():
 # -- the pool --------------------------------------------------------------------------------------------------------
 
 
+def test_a_format_of_experts_needs_experts() -> None:
+    with pytest.raises(FroudeError, match="is a format of experts"):
+        build_deployment("llama-3.1-8b", "h100-sxm:1", precision="mxfp4")
+
+
 def test_the_pool_is_what_memory_leaves():
     arch, device, engine = resolve("llama-3.1-8b"), parse_cluster("h100-sxm:1").device, find_engine("vllm")
     pool = size_pool(arch, device, engine)

@@ -215,6 +215,9 @@ def build_deployment(
             if given is not None:
                 raise InvalidValueError(field, given, "needs prefill workers; give disaggregate, such as 2:6")
 
+    if precision is not None and find_precision(precision).only == "experts" and arch.experts is None:
+        why = f"is a format of experts, and {arch.name} has none; w4a16 and nvfp4 are formats of all weights"
+        raise InvalidValueError("precision", precision, why)
     own_engine = find_engine(engine)
     if stack:
         own_engine = own_engine.model_copy(update={"stack": own_engine.stack.but(**stack)})

@@ -25,7 +25,17 @@ from froude.machines.device import find_device
 from froude.timing.constants import default_constants
 from froude.timing.engine_kernels import TILES, DecodingKernel, ExpertsKernel, ProductKernel, PromptKernel
 from froude.timing.kernel_check import left_out
-from froude.timing.kernel_tables import DEVICES, ENGINES, EXPERTS, KINDS, experts_shape, measured, tables_folder
+from froude.timing.kernel_tables import (
+    DEVICES,
+    ENGINES,
+    EXPERTS,
+    KINDS,
+    Columns,
+    Kind,
+    experts_shape,
+    measured,
+    tables_folder,
+)
 
 BY_ROWS = {("fp8", "vllm"), ("fp8", "sglang"), ("fp8-block", "tensorrt-llm")}
 """Products whose engine picks tiles by the number of rows alone."""
@@ -47,16 +57,26 @@ class Free:
     high: float
 
 
-def rows_of(kind_name: str, engine: str, generation: str) -> Rows:
-    """Shapes to fit on, of the devices of a generation."""
-    kind = next(kind for kind in KINDS if kind.name == kind_name)
-    found: Rows = {}
+def kind_named(name: str) -> Kind:
+    """A kind of kernel."""
+    return next(kind for kind in KINDS if kind.name == name)
+
+
+def tables_of(kind: Kind, generation: str) -> Iterator[tuple[str, Columns, Floats]]:
+    """Device, columns and seconds of what was measured on a generation."""
     for system, device in DEVICES.items():
         if default_constants().generation(device) != generation:
             continue
         columns, seconds = measured(tables_folder(), system, kind)
-        if not len(seconds):
-            continue
+        if len(seconds):
+            yield device, columns, seconds
+
+
+def rows_of(kind_name: str, engine: str, generation: str) -> Rows:
+    """Shapes to fit on, of the devices of a generation."""
+    kind = kind_named(kind_name)
+    found: Rows = {}
+    for device, columns, seconds in tables_of(kind, generation):
         fit = ~left_out(columns) & (columns["engine"] == engine) & (seconds >= SHORT_S)
         random = np.random.default_rng(0)
         long, short = (random.permutation(np.flatnonzero(fit & part)) for part in (seconds >= LONG_S, seconds < LONG_S))
@@ -164,14 +184,8 @@ EXPERTS_FREE = {
 
 def experts(kind_name: str, format: str, generation: str, engine: str) -> Iterator[ExpertsKernel]:
     """Fit the kernels of one engine for experts in one format on one generation."""
-    kind = next(kind for kind in KINDS if kind.name == kind_name)
     rows: dict[str, dict[str, tuple[dict[str, Floats], Floats]]] = {}
-    for system, device in DEVICES.items():
-        if default_constants().generation(device) != generation:
-            continue
-        columns, seconds = measured(tables_folder(), system, kind)
-        if not len(seconds):
-            continue
+    for device, columns, seconds in tables_of(kind_named(kind_name), generation):
         fit = ~left_out(columns) & (columns["engine"] == engine) & (seconds >= LONG_S)
         for source in np.unique(columns["kernel_source"][fit]):
             own = np.random.default_rng(0).permutation(np.flatnonzero(fit & (columns["kernel_source"] == source)))

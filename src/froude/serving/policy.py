@@ -260,10 +260,13 @@ class Scheduler(ABC):
         """The running sequence to preempt when the cache is too short for decoding."""
         return view.newest()
 
-    def admit_whole(self, view: View, free_blocks: int, budget: int) -> list[tuple[Sequence, int]]:
+    def admit_whole(
+        self, view: View, free_blocks: int, budget: int, *, returning: bool | None = None
+    ) -> list[tuple[Sequence, int]]:
         """Take whole prompts from the queue while slots, memory and the token budget last, head first.
 
-        For schedulers without chunks; a prompt longer than the budget comes alone.
+        For schedulers without chunks; a prompt longer than the budget comes alone. ``returning``: only up to the first
+        that was not, or was, swapped out.
         """
         admitted: list[tuple[Sequence, int]] = []
         waiting, room = view.waiting, self.max_seqs - view.decoding
@@ -272,6 +275,8 @@ class Scheduler(ABC):
             tokens = sequence.remaining_tokens
             blocks = view.blocks_needed(sequence, tokens)
             if blocks > free_blocks or (tokens > budget and admitted):
+                break
+            if returning is not None and (sequence.host_blocks > 0) is not returning:
                 break
             waiting.pop()
             free_blocks -= blocks

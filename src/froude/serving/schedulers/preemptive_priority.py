@@ -75,7 +75,7 @@ class PreemptivePriority(VllmV0):
         if yielding:
             return Decision(preempt=yielding, decode=False)
         returning = view.waiting.peek().host_blocks > 0
-        prefill = self._admitted(view, free, returning)
+        prefill = self.admit_whole(view, free, self.max_batched_tokens, returning=returning)
         if prefill:
             return Decision(prefill, decode=returning)
         left = self.period - view.counter % self.period if self.period else FOREVER
@@ -112,23 +112,6 @@ class PreemptivePriority(VllmV0):
             del running[less:]
             free, room = free + gained - needed, room_then - 1
         return tuple(yielding)
-
-    def _admitted(self, view: View, free: int, returning: bool) -> list[tuple[Sequence, int]]:
-        """Who fits, most urgent first: those swapped out, or whole prompts within the token budget, up to the other."""
-        waiting, room, budget = view.waiting, self.max_seqs - view.decoding, self.max_batched_tokens
-        admitted: list[tuple[Sequence, int]] = []
-        while room > 0 and waiting:
-            sequence = waiting.peek()
-            tokens = sequence.remaining_tokens
-            blocks = view.blocks_needed(sequence, tokens)
-            if blocks > free or (sequence.host_blocks > 0) is not returning or (tokens > budget and admitted):
-                break
-            waiting.pop()
-            free -= blocks
-            budget -= tokens
-            room -= 1
-            admitted.append((sequence, tokens))
-        return admitted
 
 
 @lru_cache(maxsize=1 << 16)

@@ -157,6 +157,9 @@ def test_models_nobody_described_follow_their_shape() -> None:
     assert not run_of(row).architecture.gated
     assert run_of({**row, "kv_heads": 8}).architecture.gated
     assert run_of({**row, "model": "meta-llama/Llama-9"}).architecture.norm == "rms"
+    assert not run_of(
+        {**row, "model": "gpt3_mcore_tiny", "kv_heads": 8}
+    ).architecture.gated  # a name that says what it is
 
 
 def test_maxtext_shapes_follow_its_scale_rule() -> None:

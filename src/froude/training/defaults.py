@@ -58,7 +58,7 @@ def family_of(cells: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     name = str(cells["model"]).lower().rpartition("/")[2]
     families = tables()["model"]
-    named = next((entry for entry in families if entry["prefix"] and name.startswith(entry["prefix"].lower())), None)
+    named = next((entry for entry in families if name.startswith(entry["prefix"].lower())), None)
     if named is not None:
         return dict(named)
     known = catalogued(cells)
@@ -70,7 +70,7 @@ def family_of(cells: Mapping[str, Any]) -> Mapping[str, Any]:
         or (cells.get("kv_heads") or heads) != heads
         or (hidden and cells.get("ffn") and cells["ffn"] != 4 * hidden)
     )
-    prefix = "llama" if unlike_gpt else ""
+    prefix = "llama" if unlike_gpt else "gpt"
     return dict(next(entry for entry in families if entry["prefix"] == prefix))
 
 
